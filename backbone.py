@@ -267,7 +267,7 @@ def load_weights(model, path_or_state_dict, temporal_init="fresh"):
     if temporal_init not in ("fresh", "identity"):
         raise ValueError(f"temporal_init={temporal_init!r}: use 'fresh' or 'identity'")
     source = path_or_state_dict if isinstance(path_or_state_dict, dict) else read_checkpoint(path_or_state_dict)
-    where = "state dict" if isinstance(path_or_state_dict, dict) else path_or_state_dict
+    where = "weights" if isinstance(path_or_state_dict, dict) else path_or_state_dict
     own = model.state_dict()
     state = our_names(model, source.get("model", source))
     temporal = [key for key in own if "_temporal" in key]
