@@ -76,7 +76,7 @@ def every_frame(path):
 
 
 def wanted_frames(codec, packets, wanted):
-    """Decode as little as gives the timestamps `wanted` (sorted) -> {timestamp: frame}; damaged ones are missing."""
+    """Decode as little as gives the timestamps `wanted` (sorted) -> {timestamp: frame}, {} if damaged."""
     keys = [k for k, packet in enumerate(packets) if packet.is_keyframe]
     targets, found = set(wanted), {}
     at, shown = 0, -1 << 62                         # the next packet; the newest frame that came out
@@ -93,7 +93,7 @@ def wanted_frames(codec, packets, wanted):
             try:
                 frames = codec.decode(packet)
             except av.error.InvalidDataError:
-                continue
+                return {}                           # what refers to this frame will be wrong, too
             for frame in frames:
                 shown = max(shown, frame.pts)
                 if frame.pts in targets:
@@ -134,10 +134,12 @@ def read_clip(path, choose, short_side=None):
             if frames is None:
                 order = choose(len(good))
             else:
-                lost = frames.count(None)
+                lost = sum(table[i] not in good for i in indices)
                 if lost * 2 > len(frames):
                     raise BadVideo(f"{path}: {lost} of {len(frames)} frames do not decode")
-                warnings.warn(f"{path}: {lost} of {len(frames)} frames do not decode; the nearest good ones stand in")
+                if lost:
+                    warnings.warn(f"{path}: {lost} of {len(frames)} frames do not decode, "
+                                  "the nearest good ones stand in")
                 order = [np.abs(np.array(good) - table[i]).argmin() for i in indices]
             wanted = set(order)
             kept = {k: frame for k, frame in enumerate(every_frame(path)) if k in wanted}
