@@ -10,6 +10,8 @@ assets/golden/*.pt hold outputs of the released networks for weights and inputs 
 import colorsys
 import math
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -429,3 +431,326 @@ def test_a_damaged_stretch_is_filled_with_the_nearest_good_frames_and_counted(tm
     assert len(clip) == 40 and abs(levels[21] - levels[19]) < 1 and abs(levels[10] - 70) < 2.5
     with pytest.raises(D.BadVideo, match="4 of 6 frames do not decode"):
         D.read_clip(str(tmp_path / "a.mp4"), lambda n: [0, 20, 21, 22, 23, 39])
+
+
+# ----------------------------------------------------------------------------- data sets and samples
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory):
+    """Class folders: 2 classes, 12 training and 5 validation videos of 12 frames, 40 x 56 pixels."""
+    root, rng = tmp_path_factory.mktemp("videos"), np.random.default_rng(0)
+    for split, n in (("train", 12), ("val", 5)):
+        for i in range(n):
+            folder = root / split / ("brush hair" if i % 2 else "aim")
+            folder.mkdir(parents=True, exist_ok=True)
+            frames = np.kron(rng.integers(0, 256, (12, 5, 7, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)
+            write_video(folder / f"{i}.mp4", frames)
+    return root
+
+
+def pipeline(**changes):
+    return train.RECIPES["k400"] | changes
+
+
+def test_kinetics_csv_finds_files_by_their_id_and_counts_the_rest(videos, tmp_path, capsys):
+    """As the CVDF scripts leave it: flat files, quoted labels, ids with _ and -, some gone, some without a row."""
+    source = sorted(str(path) for path in videos.glob("train/*/*.mp4"))
+    rows = {"train": [("zip, unzip", "-_3_lodo2M1", 59), ("abseiling", "a-b_c-d_e-f", 4), ("zip, unzip", "gone_gone_1", 0)],
+            "val": [("abseiling", "vvvvvvvvvv1", 7), ("walking (someone's dog)", "vvvvvvvvvv2", 7)]}
+    os.makedirs(tmp_path / "annotations")
+    for split, lines in rows.items():
+        os.makedirs(tmp_path / split)
+        with open(tmp_path / "annotations" / f"{split}.csv", "w") as file:
+            file.write("label,youtube_id,time_start,time_end,split,is_cc\n")
+            for label, key, start in lines:
+                quoted = f'"{label}"' if "," in label else label
+                file.write(f"{quoted},{key},{start},{start + 10},{split},0\n")
+                if not key.startswith("gone"):
+                    shutil.copy(source[0], tmp_path / split / f"{key}_{start:06d}_{start + 10:06d}.mp4")
+    shutil.copy(source[0], tmp_path / "train" / "no_row_here_000001_000011.mp4")
+    repaired = tmp_path / "replacement" / "replacement_for_corrupted_k400"
+    os.makedirs(repaired)
+    shutil.copy(source[1], repaired / "a-b_c-d_e-f_000004_000014.mp4")
+    sets = D.open_data("k400", str(tmp_path), ["train", "val"], pipeline(), 4, 32)
+    assert "lists 3 videos, 2 are there, 1 missing, 1 more have no label" in capsys.readouterr().out
+    assert sets["train"].classes == ["abseiling", "walking (someone's dog)", "zip, unzip"]
+    assert sets["train"].labels == [2, 0] and sets["val"].labels == [0, 1]
+    assert sets["train"].clips[1].startswith(str(repaired)) and "-_3_lodo2M1" in sets["train"].clips[0]
+
+
+def test_class_folders_and_list_files(videos, tmp_path):
+    sets = D.open_data(str(videos), None, ["train", "val"], pipeline(), 4, 32)
+    assert sets["train"].classes == ["aim", "brush hair"] and sorted(sets["train"].labels) == [0] * 6 + [1] * 6
+    with open(tmp_path / "my_train.txt", "w") as file:
+        file.write("train/aim/0.mp4 2\ntrain/brush hair/1.mp4 0\ntrain/brush hair/3.mp4,1\n")
+    with open(tmp_path / "my_val.txt", "w") as file:
+        file.write("val/aim/0.mp4,1\nval/aim/missing.mp4,0\n")
+    sets = D.open_data(str(tmp_path / "my_train.txt"), str(videos), ["train", "val"], pipeline(), 4, 32)
+    assert sets["train"].labels == [2, 0, 1] and sets["val"].labels == [1] and len(sets["val"].classes) == 3
+    for folder in ("abseiling", "air_drumming", "zumba"):                              # official names: official indices
+        for split in ("train", "val"):
+            os.makedirs(tmp_path / split / folder)
+            shutil.copy(videos / "val" / "aim" / "0.mp4", tmp_path / split / folder)
+    sets = D.open_data("k400", str(tmp_path), ["val"], pipeline(), 4, 32)
+    assert sets["val"].labels == [0, 1, 399] and len(sets["val"].classes) == 400
+
+
+def test_a_sample_depends_on_seed_epoch_and_index_only(videos):
+    """Not on the worker that loads it, nor on the process, nor on what was loaded before."""
+    data = D.open_data(str(videos), None, ["train"], pipeline(), 4, 32)["train"]
+    cpu, whole = torch.device("cpu"), list(D.stream(12, 4, 0, 0, 6))
+    alone = {key: data[key] for batch in reversed(whole) for key in batch}
+    for workers in (0, 2):
+        for keys, batch in zip(whole, D.loader(data, whole, workers, cpu)):
+            for k, key in enumerate(keys):
+                for name in ("clip", "colour"):
+                    assert torch.equal(batch[name][k], alone[key][name])
+    halves = [list(D.stream(12, 2, 0, 0, 6, rank, 2)) for rank in (0, 1)]
+    assert [a + b for a, b in zip(*halves)] == whole                                   # two processes share a batch
+    assert list(D.stream(12, 4, 0, 4, 6)) == whole[4:]                                 # a resume sees what would have come
+    assert sorted(i for batch in whole[:3] for _, i in batch) == list(range(12)) and whole[0] != whole[3]
+    assert not torch.equal(data[0, 5]["clip"], data[1, 5]["clip"])                     # another epoch, another crop
+
+
+def test_a_change_in_the_last_frames_reaches_the_last_test_clip_only(tmp_path):
+    """300 frames, 8 x 4 views: only clip 3 looks at frames after 290 (295); the clips interleave over the whole video."""
+    frames = np.kron(np.random.default_rng(0).integers(0, 256, (300, 4, 5, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)
+    changed = frames.copy()
+    changed[291:] = 255 - changed[291:]                                                # the last 3 %
+    torch.manual_seed(0)
+    model, logits = create_model("focal_toy", 5, 8, 32).eval(), []
+    for name, content in (("a.mp4", frames), ("b.mp4", changed)):
+        write_video(tmp_path / name, content, g="1", qp="10")                          # every frame on its own
+        data = D.VideoSet([str(tmp_path / name)], [0], ["x"], pipeline(), 8, 32, views="4x3")
+        logits.append(model(D.to_device(torch.utils.data.default_collate([data[0, 0]]), pipeline(), torch.device("cpu"))))
+    differs = (logits[0] - logits[1]).abs().amax(1).view(3, 4) > 0                     # views are crop x clip
+    assert differs.tolist() == [[False, False, False, True]] * 3
+
+
+def test_bad_training_videos_are_named_and_replaced_by_the_same_sample_every_time(videos, tmp_path):
+    (tmp_path / "bad.mp4").write_bytes(b"")
+    files = sorted(str(path) for path in videos.glob("train/*/*.mp4"))
+    data = D.VideoSet([str(tmp_path / "bad.mp4")] + files, [0] + [1] * 12, ["a", "b"], pipeline(), 4, 32)
+    sample = data[3, 0]
+    assert "bad.mp4" in sample["bad"] and sample["label"] == 1 and torch.equal(sample["clip"], data[3, 0]["clip"])
+    assert data[3, 1]["bad"] == ""
+    nothing = D.VideoSet([str(tmp_path / "bad.mp4")], [0], ["a"], pipeline(), 4, 32)
+    with pytest.raises(D.BadVideo, match="10 unusable videos in a row"):
+        nothing[0, 0]
+
+
+def test_the_toy_moves_as_its_labels_say_and_backwards_as_their_partners():
+    """Judged from the masks alone, by centroid, turn of the centroid about its mean, and area."""
+    clips, labels, masks = D.toy_clips(200, seed=3)
+
+    def seen(mask):
+        """mask bool (T, S, S) -> class"""
+        area = mask.sum((1, 2)).float()
+        y, x = ((mask * torch.arange(64.).view(*shape)).sum((1, 2)) / area for shape in ((1, 64, 1), (1, 1, 64)))
+        dx, dy, growth = x[-1] - x[0], y[-1] - y[0], (area[-1] / area[0]).log()
+        if growth.abs() > 0.8:
+            return 6 if growth > 0 else 7
+        u, v = x - x.mean(), y - y.mean()
+        turn = (u[:-1] * v[1:] - v[:-1] * u[1:]).sum() / 2                             # > 0: clockwise, as y points down
+        if max(dx.abs(), dy.abs()) > 10 and turn.abs() < 5:
+            return (0 if dx < 0 else 1) if dx.abs() > dy.abs() else (2 if dy < 0 else 3)
+        return 4 if turn > 0 else 5
+    judged = torch.tensor([seen(mask) for mask in masks])
+    reverse = torch.tensor([seen(mask.flip(0)) for mask in masks])
+    assert (judged == labels).float().mean() > 0.97, (judged != labels).nonzero()
+    assert (reverse == labels ^ 1).float().mean() > 0.97
+    names = [(D.TOY_CLASSES[c], D.TOY_CLASSES[c ^ 1]) for c in range(0, 8, 2)]
+    assert names == [("left", "right"), ("up", "down"), ("clockwise", "anticlockwise"), ("grow", "shrink")]
+
+
+def test_no_network_that_is_blind_to_order_passes_half_of_the_toy_validation():
+    """Every clip is there with its exact reversal under the partner's label: whoever says the same of both is wrong on one."""
+    clips, labels = D.toy_split("val", seed=0)
+    assert len(clips) == 512 and torch.equal(clips[:256].flip(1), clips[256:]) and torch.equal(labels[:256] ^ 1, labels[256:])
+    assert labels.bincount().tolist() == [64] * 8
+    assert torch.equal(D.toy_split("val", seed=0)[0], clips) and not torch.equal(D.toy_split("val", seed=1)[0], clips)
+
+
+# ----------------------------------------------------------------------------- the loop
+
+def command(*words):
+    """`python train.py words` in this process -> what it exits with: 0, a number, or the text of an error."""
+    with pytest.raises(SystemExit) as stopped:
+        train.main([str(word) for word in words])
+    return stopped.value.code
+
+
+def small(videos, out, *words):
+    return ["--data", videos, "--model", "focal_toy", "--image_size", 32, "--num_frames", 4, "--workers", 0,
+            "--out", out, "--device", "cpu", *words]
+
+
+PLAIN = ["--set", "mixup=0", "cutmix=0", "views=1x1"]
+
+
+def test_learning_rate_at_start_seam_and_end():
+    """By hand, 100 steps with 20 of warm-up: a line, then one cosine from the peak itself: no jump at the seam."""
+    rates = [train.lr_at(step, 100, 20, 0.1, 0.001, 0.01) for step in range(101)]
+    assert rates[0] == 0.001 and rates[10] == pytest.approx(0.0505) and rates[20] == 0.1
+    assert rates[60] == pytest.approx(0.055) and rates[100] == pytest.approx(0.01)     # half way, and at the end
+    assert rates[19] == pytest.approx(0.09505) and max(rates) == 0.1 and rates[21] > 0.0999
+    assert train.lr_at(0, 10, 0, 0.1, 0.5, 0.0) == 0.1
+
+
+def test_training_is_sgd_with_nesterov_momentum_worked_out_slowly(videos, tmp_path):
+    """Windows of 4 and 2 batches of 2 (the last divides by 2, not 4), warm-up, scaled lr, one clip per step, smoothing."""
+    assert command(*small(videos, tmp_path, "--batch_size", 2, "--accumulate", 4, "--epochs", 2, *PLAIN, "clip_grad=0.5")) == 0
+    done = read_checkpoint(tmp_path / "last.pt")
+    torch.manual_seed(0)
+    model = create_model("focal_toy", 2, 4, 32)
+    data = D.open_data(str(videos), None, ["train"], pipeline(), 4, 32)["train"]
+    peak, parameters = 0.1 * 8 / 512, list(model.parameters())
+    speed = [torch.zeros_like(p) for p in parameters]
+    keys = [key for batch in D.stream(12, 2, 0, 0, 12) for key in batch]
+    for step, (a, b) in enumerate(((0, 8), (8, 12), (12, 20), (20, 24))):
+        batch = torch.utils.data.default_collate([data[key] for key in keys[a:b]])
+        logs = model(D.to_device(batch, pipeline(), torch.device("cpu"))).log_softmax(-1)
+        right = logs[range(b - a), batch["label"]]
+        loss = -(0.9 * right + 0.1 * logs.mean(1)).mean()
+        grads = torch.autograd.grad(loss, parameters)
+        norm = sum(g.square().sum() for g in grads).sqrt()
+        lr = (peak * .01 + step * (peak - peak * .01) if step < 1 else                  # 4 steps, round(4 * 20/120) = 1 of warm-up
+              peak * .01 + .5 * (peak - peak * .01) * (1 + math.cos(math.pi * (step - 1) / 3)))
+        with torch.no_grad():
+            for p, g, v in zip(parameters, grads, speed):
+                g = g * min(1, 0.5 / (norm.item() + 1e-6))
+                v.mul_(0.9).add_(g)
+                p.sub_(lr * (g + 0.9 * v))
+    for key, value in model.state_dict().items():
+        close(done["model"][key], value, rtol=0, atol=2e-6)
+    assert done["step"] == 4 and done["classes"] == ["aim", "brush hair"]
+
+
+def test_accumulation_and_processes_do_not_change_the_result(videos, tmp_path):
+    """A batch of 4 = 4 accumulated batches of 1 = 2 processes with 2 each; and their evaluation is the same."""
+    for name, words in dict(whole=["--batch_size", 4], parts=["--batch_size", 1, "--accumulate", 4]).items():
+        assert command(*small(videos, tmp_path / name, "--epochs", 2, *words, *PLAIN)) == 0
+    words = small(videos, tmp_path / "two", "--epochs", 2, "--batch_size", 2, *PLAIN)
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", os.path.join(HERE, "train.py"),
+                    *map(str, words)], check=True, capture_output=True, env=os.environ | dict(OMP_NUM_THREADS="1"))
+    whole, parts, two = (read_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "parts", "two"))
+    assert whole["step"] == parts["step"] == two["step"] == 6
+    for key, value in whole["model"].items():
+        close(parts["model"][key], value, rtol=0, atol=1e-6)
+        close(two["model"][key], value, rtol=0, atol=1e-6)
+    for key in ("top1", "top5", "mean_class", "videos", "bad"):
+        assert whole["metrics"][key] == parts["metrics"][key] == two["metrics"][key]
+
+
+def test_killed_and_resumed_is_the_same_as_never_stopped(videos, tmp_path):
+    """SIGKILL at three steps, then SIGINT; with drop path, mixup, colours, accumulation and two workers: bit by bit the same."""
+    words = [str(word) for word in small(videos, tmp_path / "one", "--batch_size", 2, "--accumulate", 2, "--epochs", 12, "--workers", 2,
+                                         "--set", "drop_path=0.1", "views=1x1")]
+    start = [sys.executable, os.path.join(HERE, "train.py")]
+    options = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+                   env=os.environ | dict(OMP_NUM_THREADS="1"))
+    reference = subprocess.Popen(start + words, **options)
+    words[words.index(str(tmp_path / "one"))] = str(tmp_path / "two")
+    log = tmp_path / "two" / "log.jsonl"
+    for epochs, wait, blow in ((2, 0, signal.SIGKILL), (4, 0.1, signal.SIGKILL), (6, 0.2, signal.SIGKILL), (8, 0.05, signal.SIGINT)):
+        process = subprocess.Popen(start + words + ["--resume"] * log.exists(), **options)
+        while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= epochs):
+            time.sleep(0.01)
+        time.sleep(wait)
+        os.killpg(process.pid, blow)
+        said = process.communicate()[0]
+        assert process.returncode == (-9 if blow == signal.SIGKILL else 130), said
+    assert "stopped by SIGINT; saved" in said and "Traceback" not in said
+    subprocess.run(start + ["--out", str(tmp_path / "two"), "--workers", "2", "--resume"], check=True,
+                   capture_output=True, env=options["env"])                            # sums depend on the number of threads
+    reference.communicate()
+    one, two = (read_checkpoint(tmp_path / name / "last.pt") for name in ("one", "two"))
+    assert one["step"] == two["step"] == 36 and one["metrics"]["top1"] == two["metrics"]["top1"]
+    assert all(torch.equal(one["model"][key], two["model"][key]) for key in one["model"])
+    for a, b in zip(one["optimizer"]["state"].values(), two["optimizer"]["state"].values()):
+        assert torch.equal(a["momentum_buffer"], b["momentum_buffer"])
+
+
+def test_evaluation_averages_softmax_over_views_and_counts_unreadable_videos_as_wrong(videos, tmp_path, capsys):
+    root = tmp_path / "v"
+    shutil.copytree(videos, root)
+    assert command(*small(root, tmp_path, "--batch_size", 4, "--steps", 1, *PLAIN)) == 0
+    (root / "val" / "aim" / "broken.mp4").write_bytes(b"nothing")
+    shown = []
+    for batch_size in (1, 8, 100):
+        capsys.readouterr()
+        assert command("--eval", "--init", tmp_path / "last.pt", "--views", "2x3", "--batch_size", batch_size, "--workers", 0) == 0
+        shown.append(capsys.readouterr())
+        assert "counted as wrong" in shown[-1].err and "broken.mp4" in shown[-1].err
+    model = create_model("focal_toy", 2, 4, 32).eval()
+    model.load_state_dict(read_checkpoint(tmp_path / "last.pt")["model"])
+    data = D.open_data(str(root), None, ["val"], pipeline(), 4, 32, views="2x3")["val"]
+    right = {0: [], 1: []}
+    for i, label in enumerate(data.labels):
+        sample = data[0, i]
+        x = (sample["clip"].movedim(-1, 1) / 255 - torch.tensor([.485, .456, .406]).view(1, 3, 1, 1, 1)) \
+            / torch.tensor([.229, .224, .225]).view(1, 3, 1, 1, 1)                     # 6 views
+        scores = sum(model(view[None])[0].softmax(-1) for view in x) / 6
+        right[label].append(sample["bad"] == "" and scores.argmax().item() == label)
+    top1 = 100 * sum(map(sum, right.values())) / 6
+    per_class = 50 * sum(sum(hits) / len(hits) for hits in right.values())
+    for one in shown:                                          # top-5 of 2 classes: all but the broken one
+        assert (f"6 videos, 2x3 views: top-1 {top1:.2f} %, top-5 83.33 %, mean class accuracy {per_class:.2f} %, "
+                "1 unreadable") in one.out
+
+
+def test_prediction_prints_class_names_and_names_what_it_cannot_read(videos, tmp_path, capsys):
+    assert command(*small(videos, tmp_path, "--batch_size", 4, "--steps", 1, *PLAIN)) == 0
+    (tmp_path / "no.mp4").write_bytes(b"no")
+    capsys.readouterr()
+    good = videos / "val" / "aim" / "0.mp4"
+    assert command("--predict", good, tmp_path / "no.mp4", "--init", tmp_path / "best.pt") == 1
+    shown = capsys.readouterr()
+    assert str(good) in shown.out and shown.out.count(" %") == 2 and "brush hair" in shown.out
+    assert "error: " in shown.err and "no.mp4" in shown.err
+    torch.save({"model": small_focal(num_classes=400).state_dict()}, tmp_path / "released.pt")      # no names inside
+    words = ["--predict", good, "--init", tmp_path / "released.pt", "--model", "focal_t", "--image_size", 64, "--set", "dim=32",
+             "depths=(1,1,2,1)", "--data"]
+    assert command(*words, "k400") == 0
+    assert sum(name in capsys.readouterr().out for name in D.class_names("k400")) >= 0
+    assert "has 400 classes and no names for them, --data ssv2 has 174" in command(*words, "ssv2")
+
+
+def test_mistakes_end_with_one_line_that_says_the_value_the_rule_and_the_way_out(videos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.pt").write_text("not a checkpoint")
+    (tmp_path / "list.txt").write_text("a.mp4 0\nb.mp4 zero\n")
+    os.makedirs(tmp_path / "empty" / "train" / "aim")
+    os.makedirs(tmp_path / "three")
+    for split in ("train", "val"):
+        shutil.copytree(videos / split, tmp_path / "three" / split)
+        shutil.copytree(videos / split / "aim", tmp_path / "three" / split / "third")
+    assert command(*small(videos, tmp_path / "out", "--batch_size", 4, "--steps", 1, *PLAIN)) == 0
+    here = ["--data", str(videos), "--model", "focal_toy", "--image_size", "32", "--workers", "0"]
+    for words, message in (
+            (["--data", "k400"], "no train videos of k400 in data/k400.*annotations/train.csv.*CLASS.*--root DIR"),
+            (["--data", "empty"], "no train videos of empty"),
+            (["--data", "nowhere"], "--data nowhere: neither a folder, nor a list file, nor one of toy, k400"),
+            (["--data", "list.txt"], "list.txt, line 2: 'b.mp4 zero' is not 'path label'"),
+            (["--model", "resnet"], "no model 'resnet'; there are focal_t, focal_s"),
+            (["--set", "banana=1"], "--set banana=1: no such key.*drop_path.*smoothing"),
+            (["--set", "levels=9"], "levels=9: focal modulation here has 1 to 4"),
+            (["--set", "tubelet=2", "conv_embed=True", "patch=4"], "tubelet=2 with conv_embed=True"),
+            (["--num_frames", "7", "--set", "tubelet=2"], "7 frames: this network takes multiples of 2"),
+            (["--image_size", "50"], "50 x 50 pixels: .*multiples of 16.*nearest is 48 x 48"),
+            (["--views", "4x2"], "views '4x2': write CLIPSxCROPS"),
+            (["--batch_size", "0"], "batch_size=0: must be a number above 0"),
+            (here + ["--batch_size", "100"], "12 training clips do not fill one batch of 100.*lower --batch_size"),
+            (["--eval"], "need weights: --init FILE"),
+            (["--eval", "--init", "nowhere.pt"], "nowhere.pt: no such checkpoint"),
+            (["--init", "notes.pt"], "notes.pt cannot be read as a checkpoint"),
+            (["--resume", "--out", "fresh"], "fresh/last.pt: no such checkpoint"),
+            (["--resume", "out/last.pt", "--lr", "0.5", "--seed", "1"], "seed was 0, is 1.*leave these flags out"),
+            (["--eval", "--init", "out/last.pt", "--data", "three"], "was not trained on the 3 classes of three"),
+            (here + ["--init", "out/last.pt", "--set", "dim=64"], r"shape: patch_embed.proj.weight is \(32, 3, 8, 8\) there and \(64"),
+    ):
+        said = command(*words)
+        assert isinstance(said, str) and said.startswith("error: "), (words, said)
+        assert re.search(message, said, re.DOTALL), (words, said)
+    done = subprocess.run([sys.executable, os.path.join(HERE, "train.py"), "--data", "nowhere"], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr and not done.stdout

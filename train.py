@@ -163,6 +163,11 @@ def train(model, sets, s, args, device, rank, world, resumed):
         optimizer.load_state_dict(resumed["optimizer"])
         scaler.load_state_dict(resumed["scaler"])
         step, best, log = resumed["step"], resumed["best"], resumed["metrics"]
+    if rank == 0:
+        os.makedirs(args.out, exist_ok=True)
+        for name in ("last.pt", "best.pt", "log.jsonl") * (not resumed):
+            if os.path.exists(path := os.path.join(args.out, name)):
+                os.replace(path, path + ".old")                      # the run before is kept, until the next
     net = eval_net = torch.compile(model) if args.compile else model
     if world > 1:
         net = torch.nn.parallel.DistributedDataParallel(net)
@@ -423,10 +428,6 @@ def run(argv):
     if args.eval:
         metrics = evaluate(model, sets["val"], s, device, args.workers, rank, world)
     else:
-        os.makedirs(args.out, exist_ok=True)
-        for name in ("last.pt", "best.pt", "log.jsonl") if rank == 0 and not resumed else ():
-            if os.path.exists(path := os.path.join(args.out, name)):
-                os.replace(path, path + ".old")                      # of the run before: kept until the next
         metrics = train(model, sets, s, args, device, rank, world, resumed)
         if isinstance(metrics, int):
             print(f"\nstopped by {signal.Signals(metrics).name}; saved {args.out}/last.pt, go on with --resume")
