@@ -1,17 +1,22 @@
 """
-The networks: video clip in, class scores out.
+The networks: a video clip in, class scores out.
 
-One block serves them all: a row of residual branches, x = x + branch(norm(x)), the last of them an MLP. What sits in front of
-the MLP, the mixer, decides what the network is: focal modulation (focal.py) is one branch that mixes space and time at once.
-Inside, everything is channels-last, (B, T, H, W, C), and no layer knows H, W or T: one set of weights runs on any clip.
+One block serves them all: a row of residual branches, x = x + branch(norm(x)), of which the last is an
+MLP. What stands before it, the mixer, says what the network is: focal modulation (focal.py) mixes
+space and time at once, attention (linear_attn.py) usually along time first, then across space.
 
-    Pyramid     clip (B, 3, T, H, W) -> stem, stride 4 -> stage 1: dim x H/4 x W/4 -> stage 2: 2 dim x H/8 x W/8 -> ...
-                -> norm -> mean over T, H, W -> Linear -> (B, num_classes).   T never shrinks (the stem may, by `tubelet`).
+    Pyramid   clip -> stem, stride 4 -> stage 1, H/4 x W/4 tokens a frame -> stage 2, half as many each
+              way, twice the channels -> ... -> norm -> mean over T, H, W -> Linear      Video-FocalNet
+    Plain     clip -> patches of 16, stride 14 -> blocks of one size -> norm -> mean over T, H, W -> MLP
+              the Linear Video Transformer
+    clip (B, 3, T, H, W)  ->  logits (B, num_classes);  inside, channels-last: (B, T, H, W, C)
 
-Sources: Video-FocalNets, Wasim et al. 2023, arXiv:2307.06947; FocalNets (image), Yang et al. 2022, arXiv:2203.11926.
-No network here has a position embedding: zero padding of the convolutions is all that tells a token where it is.
+Either trunk takes either mixer. No layer knows H and W, and no network has a position embedding in
+space: the zero padding of its convolutions is all that tells a token where it is.
 
-Try it: python backbone.py    prints every preset with its parameters and multiply-adds, 15 s on a CPU
+Sources: Wasim et al. 2023, arXiv:2307.06947 (Video-FocalNet); Yang et al. 2022, arXiv:2203.11926
+(FocalNet); "Linear Video Transformer with Feature Fixation", arXiv:2210.08164.
+Try it: python backbone.py    every preset with its parameters and multiply-adds, 10 s on a CPU
 """
 import collections
 import inspect
@@ -25,15 +30,23 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from focal import SpatioTemporalFocalModulation, across_space
+from linear_attn import Attention
 
-# Every preset is the arguments of its class that are not its defaults; `python backbone.py` prints what it amounts to.
+# A preset is the arguments of its class that differ from the defaults there, which are the paper's.
 MODELS = {
-    # Video-FocalNets                                                          paper: K400 top-1, 4x3 views | ours
-    "focal_t": dict(dim=96, depths=(2, 2, 6, 2), drop_path=0.2),                   # 79.8                   | not run
-    "focal_s": dict(dim=96, depths=(2, 2, 18, 2), drop_path=0.3),                  # 81.4                   | not run
-    "focal_b": dict(dim=128, depths=(2, 2, 18, 2), drop_path=0.5),                 # 83.6                   | not run
-    # the same network for the toy data: what learns within two minutes on two CPU cores
-    "focal_toy": dict(num_classes=8, image_size=64, patch=8, dim=32, depths=(1, 2), drop_path=0.0, init="scratch"),
+    # Pyramid: Video-FocalNets                                         paper, K400 top-1 | ours
+    "focal_t": dict(dim=96, depths=(2, 2, 6, 2), drop_path=0.2),       # 79.8 (4x3 views)  | not run
+    "focal_s": dict(dim=96, depths=(2, 2, 18, 2), drop_path=0.3),      # 81.4              | not run
+    "focal_b": dict(dim=128, depths=(2, 2, 18, 2), drop_path=0.5, heads=4),      # 83.6    | not run
+    "focal_toy": dict(num_classes=8, image_size=64, patch=8, dim=32, depths=(1, 2), drop_path=0.0,
+                      heads=2, init="scratch"),
+    # Plain: the Linear Video Transformer (Table 7)                    paper, SSv2 top-1 | ours
+    "lvt": dict(num_frames=16),                                        # 65.46 (2x3 views) | not run
+    "lvt_s": dict(num_frames=8),                                       # 63.48             | not run
+    "lvt_h": dict(num_frames=32),                                      # 65.67             | not run
+    "lvt_hr": dict(num_frames=16, image_size=336),                     # 65.85             | not run
+    "lvt_toy": dict(num_classes=8, num_frames=8, image_size=64, dim=64, depth=2, heads=2, patch=8,
+                    stride=8, head_hidden=96, dropout=0.0, init="scratch"),
 }
 
 
@@ -55,35 +68,44 @@ class PatchEmbed(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear maps with a GELU between, 4 times as wide inside; every token on its own."""
+    """Linear, GELU, Linear, 4 times as wide inside; with dwconv a depthwise 3x3 convolution before the GELU."""
 
-    def __init__(self, dim):
+    def __init__(self, dim, dwconv=False):
         super().__init__()
         self.fc1 = nn.Linear(dim, 4*dim)
+        self.dwconv = nn.Conv2d(4*dim, 4*dim, 3, padding=1, groups=4*dim) if dwconv else None
         self.fc2 = nn.Linear(4*dim, dim)
 
     def forward(self, x):
-        return self.fc2(F.gelu(self.fc1(x)))
+        x = self.fc1(x)                                     # (B, T, H, W, 4C)
+        if self.dwconv is not None:
+            x = across_space(self.dwconv, x)                # tells a token where it is, by the zero padding
+        return self.fc2(F.gelu(x))
 
 
 class Block(nn.Module):
     """
-    Residual branches, one after the other: x = x + drop_path(gamma * branch(norm(x))), shapes (B, T, H, W, dim) throughout.
+    Residual branches, one after the other: x = x + drop_path(gamma * branch(norm(x))), shapes
+    (B, T, H, W, dim) throughout.
 
-    branches     dict {name: module}, in order; the last one is the MLP
-    drop_path    probability that a branch is left out in training, drawn for every frame of every clip on its own
-    postln       x + norm(branch(x)) in place of x + branch(norm(x));  layerscale: a learned gamma per channel, from 1e-4
+    branches     {name: module}, in order; the last is the MLP, the others are mixers
+    drop_path    probability that a branch is left out in training, drawn for each clip, or
+    per_frame    for each frame of each clip (released Video-FocalNet: a clip loses a branch in some
+                 of its frames and keeps it in the others)
+    postln       x + norm(branch(x)), not x + branch(norm(x))
+    layerscale   a learned gamma per channel, from 1e-4
     """
 
-    def __init__(self, dim, branches, drop_path, postln=False, layerscale=False):
+    def __init__(self, dim, branches, drop_path, per_frame=False, postln=False, layerscale=False, eps=1e-5):
         super().__init__()
         self.branches = nn.ModuleDict(branches)
-        self.norms = nn.ModuleDict({name: nn.LayerNorm(dim) for name in branches})
-        self.gammas = nn.ParameterDict({name: nn.Parameter(torch.full((dim,), 1e-4)) for name in branches if layerscale})
-        self.drop_path, self.postln = drop_path, postln
+        self.norms = nn.ModuleDict({name: nn.LayerNorm(dim, eps) for name in branches})
+        self.gammas = nn.ParameterDict({name: nn.Parameter(torch.full((dim,), 1e-4))
+                                        for name in branches if layerscale})
+        self.drop_path, self.per_frame, self.postln = drop_path, per_frame, postln
 
     def forward(self, x, maps=None):
-        """x: (B, T, H, W, dim) -> same; appends what the mixers show of themselves to the list `maps`, if there is one."""
+        """x: (B, T, H, W, dim) -> same. `maps`: a list that receives what each mixer shows of itself."""
         for name, branch in self.branches.items():
             y = x if self.postln else self.norms[name](x)
             if maps is None or name == "mlp":
@@ -96,53 +118,82 @@ class Block(nn.Module):
             if name in self.gammas:
                 y = self.gammas[name] * y
             if self.training and self.drop_path > 0:
-                # As released: one draw per frame, so a clip loses the branch in some of its frames and not in others.
-                keep = torch.rand(y.shape[:2], device=y.device).ge(self.drop_path).to(y.dtype) / (1 - self.drop_path)
-                y = y * keep[:, :, None, None, None]                                   # mean one: nothing to do in eval()
+                B, T = y.shape[:2]
+                draw = torch.rand(B, T if self.per_frame else 1, 1, 1, 1, device=y.device)
+                y = y * (draw >= self.drop_path) / (1 - self.drop_path)      # mean one: eval() has no such line
             x = x + y
         return x
 
 
+def attention_branches(dim, pattern, order, temporal_shift, spatial_shift, size, **options):
+    """
+    {name: Attention} of a block. 'divided' has two, along time and across space, in this order as
+    released ('time_space') or in the paper's ('space_time'); 'space' and 'joint' have one.
+
+    The shifts are crossed, as released: attention across space gets the temporal one, so that its keys
+    bring something of the frames around, attention along time the spatial one; joint attention both.
+    'space' with the temporal shift alone is XViT's window of three frames (arXiv:2106.05968).
+    """
+    if pattern not in ("divided", "space", "joint"):
+        raise ValueError(f"pattern={pattern!r}: use 'divided', 'space' or 'joint'")
+    if order not in ("time_space", "space_time"):
+        raise ValueError(f"order={order!r}: use 'time_space' (released) or 'space_time' (the paper's text)")
+    if pattern == "space" and spatial_shift:
+        raise ValueError(f"pattern='space' with spatial_shift={spatial_shift}: the spatial shift belongs to the "
+                         "attention along time, which this pattern lacks; set spatial_shift=0")
+    return {name: Attention(dim, pattern=name, temporal_shift=0 if name == "time" else temporal_shift,
+                            spatial_shift=0 if name == "space" else spatial_shift, size=size, **options)
+            for name in (order.split("_") if pattern == "divided" else [pattern])}
+
+
+def branch_rates(drop_path, blocks):
+    """Drop path of each block: linear from 0 at the first to `drop_path` at the last."""
+    return [drop_path * i / max(blocks - 1, 1) for i in range(blocks)]
+
+
 class Pyramid(nn.Module):
     """
-    Stages of blocks; between two stages the image shrinks by 2 each way and the channels double. Video-FocalNet.
+    Stages of blocks; between two stages the image shrinks by 2 each way, the channels double.
 
-    num_classes          size of the output; 0 = no head, the output is the pooled feature of the last stage
-    num_frames, image_size   what it is meant for: only checked here; any T, H, W that the strides divide runs
-    patch                side of the square the stem turns into one token, pixels
-    dim, depths          channels of the first stage; number of blocks of each stage (as many stages as there are numbers)
-    levels, windows      of focal modulation, one number for all stages or one for each
-    tubelet              frames that the stem merges into one (1: none; its 2-d convolution becomes a 3-d one)
-    conv_embed           overlapping convolutions (7x7 stem, 3x3 between the stages) in place of disjoint patches
-    layerscale, postln   see Block;  postln_in_modulation, normalize_modulator, temporal, spatial, design, fusion: see focal.py
-    drop_path            rate of the last block; it rises linearly from 0 at the first
-    init                 'released': Linear N(0, .02^2), biases 0, convolutions and h as torch does: a start for image weights
-                         'scratch':  Linear N(0, 1/fan_in), biases 0, the biases of h and h_temporal one
-                         The released start cannot learn from nothing: q, m_s and m_t are all near 0 and y is their product,
-                         so every gradient carries two small factors. A modulator that starts around one passes it on.
+    num_classes      size of the output; 0 = no head: the output is the pooled feature
+    num_frames, image_size    what it is for; with mixer='focal' any T, H, W that the strides divide runs
+    patch            side of the square that becomes a token, pixels
+    dim, depths      channels of the first stage; blocks of each stage, as many stages as numbers
+    levels, windows  of focal modulation, one number for all stages or one for each
+    tubelet          frames that the stem merges into one; its convolution is 3-d if more than 1
+    conv_embed       overlapping convolutions (7x7 stem, 3x3 between stages), not disjoint patches
+    layerscale, postln, drop_path    see Block; drop_path is the last block's, rising from 0
+    postln_in_modulation, normalize_modulator, temporal, spatial, design, fusion    see focal.py
+    init             'released': Linear N(0, .02^2) with biases 0, the rest as torch does it, h and
+                     h_temporal too (they are convolutions there). A start for image weights: from
+                     nothing it does not learn, as q * m_s * m_t is a product of three small terms
+                     and each gradient holds two of them.
+                     'scratch': Linear N(0, 1/fan_in), biases of h and h_temporal one: modulators that
+                     start around one let the gradient pass.
+    mixer            'focal' or 'attention', then: kernel, pattern ('divided', 'space', 'joint') and
+                     heads (of the first stage; they double as the channels do). The fixation and the
+                     shifts are the Linear Video Transformer's.
     """
 
-    def __init__(self, num_classes=400, num_frames=8, image_size=224, patch=4, dim=96, depths=(2, 2, 6, 2), levels=2, windows=3,
-                 tubelet=1, conv_embed=False, layerscale=False, postln=False, postln_in_modulation=False,
-                 normalize_modulator=False, drop_path=0.2, temporal=True, spatial=True, design="parallel", fusion="multiply",
-                 init="released"):
+    def __init__(self, num_classes=400, num_frames=8, image_size=224, patch=4, dim=96, depths=(2, 2, 6, 2),
+                 levels=2, windows=3, tubelet=1, conv_embed=False, layerscale=False, postln=False,
+                 postln_in_modulation=False, normalize_modulator=False, drop_path=0.2, temporal=True,
+                 spatial=True, design="parallel", fusion="multiply", init="released", mixer="focal",
+                 kernel="relu", pattern="divided", heads=3):
         super().__init__()
         if tubelet > 1 and conv_embed:
-            raise ValueError(f"tubelet={tubelet} with conv_embed=True: there is no such network to be faithful to (the released "
-                             "code crashes on it). Use tubelet=1 or conv_embed=False.")
+            raise ValueError(f"tubelet={tubelet} with conv_embed=True: the released code crashes on it, there is no "
+                             "network to be faithful to; use tubelet=1 or conv_embed=False")
         if conv_embed and patch != 4:
-            raise ValueError(f"patch={patch} with conv_embed=True: the overlapping stem has stride 4; leave patch at 4")
-        if init not in ("released", "scratch"):
-            raise ValueError(f"init={init!r}: use 'released' (then load image weights) or 'scratch'")
+            raise ValueError(f"patch={patch} with conv_embed=True: the overlapping stem has stride 4, leave patch at 4")
         stages = len(depths)
         levels, windows = ([v] * stages if isinstance(v, int) else list(v) for v in (levels, windows))
-        if len(levels) != stages or len(windows) != stages:
-            raise ValueError(f"levels={levels}, windows={windows}: give one number, or one for each of the {stages} stages")
+        if not len(levels) == len(windows) == stages:
+            raise ValueError(f"levels={levels}, windows={windows}: one number, or one for each of {stages} stages")
         self.num_classes, self.num_frames, self.image_size = num_classes, num_frames, image_size
         self.stride, self.tubelet = patch * 2**(stages - 1), tubelet
         self.check(num_frames, image_size, image_size)
-        dims = [dim * 2**s for s in range(stages)]
-        rates = [drop_path * i / max(sum(depths) - 1, 1) for i in range(sum(depths))]
+        rates = branch_rates(drop_path, sum(depths))
 
         if conv_embed:
             self.patch_embed = PatchEmbed(3, dim, 7, 4, padding=2)
@@ -150,30 +201,39 @@ class Pyramid(nn.Module):
             self.patch_embed = PatchEmbed(3, dim, patch, patch, tubelet=tubelet)
         self.layers = nn.ModuleList()
         for s in range(stages):
+            c, side = dim * 2**s, image_size // patch // 2**s
             blocks = nn.ModuleList()
             for _ in range(depths[s]):
-                mixer = SpatioTemporalFocalModulation(dims[s], levels[s], windows[s], temporal, spatial, design, fusion,
-                                                      normalize_modulator, postln_in_modulation)
-                blocks.append(Block(dims[s], {"focal": mixer, "mlp": Mlp(dims[s])}, rates.pop(0), postln, layerscale))
+                if mixer == "focal":
+                    branches = {"focal": SpatioTemporalFocalModulation(
+                        c, levels[s], windows[s], temporal, spatial, design, fusion, normalize_modulator,
+                        postln_in_modulation)}
+                elif mixer == "attention":
+                    branches = attention_branches(c, pattern, "time_space", 4, 0 if pattern == "space" else 1,
+                                                  (num_frames // tubelet, side, side), heads=heads * 2**s, kernel=kernel)
+                else:
+                    raise ValueError(f"mixer={mixer!r}: use 'focal' or 'attention'")
+                branches["mlp"] = Mlp(c)
+                blocks.append(Block(c, branches, rates.pop(0), True, postln, layerscale))
             self.layers.append(nn.ModuleDict({"blocks": blocks}))
             if s < stages - 1:
-                kernel, padding = (3, 1) if conv_embed else (2, 0)
-                self.layers[s]["downsample"] = PatchEmbed(dims[s], dims[s+1], kernel, 2, padding)
-        self.norm = nn.LayerNorm(dims[-1])
-        self.head = nn.Linear(dims[-1], num_classes) if num_classes else nn.Identity()
+                kernel_size, padding = (3, 1) if conv_embed else (2, 0)
+                self.layers[s]["downsample"] = PatchEmbed(c, 2*c, kernel_size, 2, padding)
+        self.norm = nn.LayerNorm(c)
+        self.head = nn.Linear(c, num_classes) if num_classes else nn.Identity()
         init_weights(self, init)
 
     def check(self, T, H, W):
-        """Raises ValueError for a clip size that the strides do not divide, and names the nearest one that works."""
+        """Raises ValueError for a clip that the strides do not divide, and names the nearest that works."""
         if T < 1 or T % self.tubelet:
-            raise ValueError(f"{T} frames: this network takes multiples of {self.tubelet} (its tubelet)")
+            raise ValueError(f"{T} frames: this network takes multiples of {self.tubelet}, its tubelet")
         if min(H, W) < 1 or H % self.stride or W % self.stride:
             near = [max(1, round(side / self.stride)) * self.stride for side in (H, W)]
-            raise ValueError(f"{H} x {W} pixels: height and width must be multiples of {self.stride}, the stride of the last "
-                             f"stage; the nearest is {near[0]} x {near[1]}")
+            raise ValueError(f"{H} x {W} pixels: height and width must be multiples of {self.stride}, the stride of "
+                             f"the last stage; the nearest is {near[0]} x {near[1]}")
 
     def forward(self, clip, maps=None):
-        """clip: (B, 3, T, H, W), normalised -> logits (B, num_classes). `maps`: a list that receives one list per stage."""
+        """clip: (B, 3, T, H, W), normalised -> (B, num_classes). `maps`: a list that receives a list per stage."""
         self.check(*clip.shape[2:])
         x = self.patch_embed(clip.permute(0, 2, 3, 4, 1))               # (B, T', H/4, W/4, dim)
         for stage in self.layers:
@@ -187,34 +247,119 @@ class Pyramid(nn.Module):
         return self.head(self.norm(x).mean((1, 2, 3)))                  # (B, C) -> (B, num_classes)
 
 
+class Plain(nn.Module):
+    """
+    A ViT for clips: all blocks have the same tokens and width, no class token.
+
+    num_classes, num_frames, image_size    as above; the temporal embedding binds the number of frames
+    dim, depth, heads    width, blocks, attention heads
+    patch, stride        of the embedding; it overlaps, and pads by patch // 2, where stride < patch
+    mixer                'attention' or 'focal' (2 levels, window 3; the options below are attention's)
+    kernel, fixation, fixation_by, temporal_shift, spatial_shift, shift_first    see linear_attn.py
+    pattern, order       see attention_branches
+    temp_embed           a learned vector for each frame, from 0. The released one is 8 long whatever the
+                         number of frames, so that frames t and t + 8 share it; ours has one per frame
+    mlp                  'dwconv' (with a 3x3 depthwise convolution) or 'plain'
+    head_hidden          width of the head's MLP; 768 as released, whatever dim is
+    drop_path, dropout   the last block's, drawn per clip; before and inside the head
+    init                 'released': Linear N(0, .02^2), convolutions N(0, 2/fan_out), biases 0
+                         'scratch': Linear N(0, 1/fan_in), the rest as above
+    """
+
+    def __init__(self, num_classes=174, num_frames=16, image_size=224, dim=512, depth=12, heads=8, patch=16,
+                 stride=14, mixer="attention", kernel="relu", pattern="divided", order="time_space",
+                 fixation="qkv_shared", fixation_by="concat", temporal_shift=4, spatial_shift=1,
+                 shift_first=True, temp_embed=True, mlp="dwconv", head_hidden=768, drop_path=0.0,
+                 dropout=0.5, init="released"):
+        super().__init__()
+        if mlp not in ("dwconv", "plain"):
+            raise ValueError(f"mlp={mlp!r}: use 'dwconv' or 'plain'")
+        self.num_classes, self.num_frames, self.image_size = num_classes, num_frames, image_size
+        self.patch, self.stride, self.padding = patch, stride, patch // 2 if stride < patch else 0
+        self.temp_embed = nn.Parameter(torch.zeros(1, num_frames, 1, dim)) if temp_embed else None
+        self.check(num_frames, image_size, image_size)
+        side = (image_size + 2 * self.padding - patch) // stride + 1    # 224 -> 17, 336 -> 25
+        self.patch_embed = PatchEmbed(3, dim, patch, stride, self.padding)
+        self.blocks = nn.ModuleList()
+        for rate in branch_rates(drop_path, depth):
+            if mixer == "attention":
+                branches = attention_branches(dim, pattern, order, temporal_shift, spatial_shift, (num_frames, side, side),
+                                              heads=heads, kernel=kernel, fixation=fixation, fixation_by=fixation_by,
+                                              shift_first=shift_first)
+            elif mixer == "focal":
+                branches = {"focal": SpatioTemporalFocalModulation(dim)}
+            else:
+                raise ValueError(f"mixer={mixer!r}: use 'attention' or 'focal'")
+            branches["mlp"] = Mlp(dim, mlp == "dwconv")
+            self.blocks.append(Block(dim, branches, rate, eps=1e-6))
+        self.norm = nn.LayerNorm(dim, 1e-6)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, head_hidden), nn.GELU(), nn.Dropout(dropout),
+                                  nn.Linear(head_hidden, num_classes)) if num_classes else nn.Identity()
+        init_weights(self, init)
+
+    def check(self, T, H, W):
+        """Raises ValueError for a clip this network cannot take."""
+        if T < 1 or self.temp_embed is not None and T != self.num_frames:
+            raise ValueError(f"{T} frames: the temporal embedding has {self.num_frames}; make the network with "
+                             f"num_frames={T}, or with temp_embed=False for any number")
+        if min(H, W) + 2 * self.padding < self.patch:
+            raise ValueError(f"{H} x {W} pixels: height and width must be at least {self.patch - 2 * self.padding}, one patch")
+
+    def forward(self, clip, maps=None):
+        """clip: (B, 3, T, H, W), normalised -> (B, num_classes). `maps`: a list that receives one list."""
+        self.check(*clip.shape[2:])
+        x = self.patch_embed(clip.permute(0, 2, 3, 4, 1))               # (B, T, G, G, C)
+        if self.temp_embed is not None:
+            x = x + self.temp_embed[..., None, :]                       # (1, T, 1, 1, C)
+        shown = None if maps is None else []
+        for block in self.blocks:
+            x = block(x, shown)
+        if maps is not None:
+            maps.append(shown)
+        return self.head(self.dropout(self.norm(x)).mean((1, 2, 3)))    # the dropout acts on tokens, as released
+
+
 def init_weights(model, init):
-    """Start values, see the docstrings of the trunks. h and h_temporal are 1x1 convolutions in the released code: as torch does."""
+    """Start values: see `init` of the two trunks. Raises ValueError for an unknown name."""
+    if init not in ("released", "scratch"):
+        raise ValueError(f"init={init!r}: use 'released' or 'scratch'")
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and re.search(r"\.h(_temporal)?$", name):
+        if isinstance(module, nn.Linear) and re.search(r"focal\.h(_temporal)?$", name):
             if init == "scratch":
-                nn.init.ones_(module.bias)
+                nn.init.ones_(module.bias)                              # else as torch does: 1x1 convolutions there
         elif isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.02 if init == "released" else module.in_features**-0.5)
             nn.init.zeros_(module.bias)
+        elif isinstance(model, Plain) and re.search(r"patch_embed\.proj$|dwconv$", name):
+            fan_out = module.weight[0, 0].numel() * module.out_channels / module.groups
+            nn.init.normal_(module.weight, std=(2 / fan_out)**0.5)
+            nn.init.zeros_(module.bias)
+
+
+def trunk_of(name):
+    """The class of a preset. Raises ValueError for an unknown name."""
+    if name not in MODELS:
+        raise ValueError(f"no model {name!r}; there are {', '.join(MODELS)}")
+    return Pyramid if name.startswith("focal") else Plain
 
 
 def create_model(name, num_classes=None, num_frames=None, image_size=None, **overrides):
     """
-    The only way in: a preset of MODELS, with any argument of its class overridden. None keeps the preset's value: 400 classes,
-    8 frames, 224 pixels for the paper's networks. Raises ValueError for unknown names, arguments and impossible values.
+    The only way in: a preset of MODELS with any argument of its class overridden. None keeps the
+    preset's value: 400 classes, 8 frames, 224 pixels for focal_t, 174, 16, 224 for lvt.
+    Raises ValueError for unknown names and arguments, and for values that cannot work.
     """
-    if name not in MODELS:
-        raise ValueError(f"no model {name!r}; there are {', '.join(MODELS)}")
-    trunk = Pyramid
+    trunk = trunk_of(name)
     known = list(inspect.signature(trunk).parameters)
     unknown = [key for key in overrides if key not in known]
     if unknown:
         raise ValueError(f"model {name} has no argument {', '.join(unknown)}; it takes {', '.join(known)}")
     sizes = dict(num_classes=num_classes, num_frames=num_frames, image_size=image_size)
-    return trunk(**{**MODELS[name], **{k: v for k, v in sizes.items() if v is not None}, **overrides})
+    return trunk(**MODELS[name] | {key: value for key, value in sizes.items() if value is not None} | overrides)
 
 
-# ------------------------------------------------------------------------------------------------- weights
+# ----------------------------------------------------------------------------- weights
 
 def read_checkpoint(path):
     """
@@ -238,18 +383,24 @@ def read_checkpoint(path):
 
 
 def our_names(model, state):
-    """Released key names -> ours: {'layers.0.blocks.1.modulation.f.weight': w} -> {'layers.0.blocks.1.branches.focal.f.weight': w}."""
+    """
+    Released key names -> ours, {'layers.0.blocks.1.modulation.f.weight': w} ->
+    {'layers.0.blocks.1.branches.focal.f.weight': w}. Ours pass unchanged. What the released Linear Video
+    Transformer carries but never uses, new_fc, goes.
+    """
     block = next(module for module in model.modules() if isinstance(module, Block))
-    mixer = list(block.branches)[-2]                                    # 'focal': the branch in front of the MLP
+    mixer = next(name for name in block.branches if name not in ("time", "mlp"))
     ours = {}
     for key, value in state.items():
-        key = re.sub(r"\.modulation\.", f".branches.{mixer}.", key)
-        key = re.sub(r"(blocks\.\d+)\.mlp\.", r"\1.branches.mlp.", key)
-        key = re.sub(r"\.norm1\.", f".norms.{mixer}.", key)
-        key = re.sub(r"\.norm2\.", ".norms.mlp.", key)
-        key = re.sub(r"\.gamma_1$", f".gammas.{mixer}", key)
-        key = re.sub(r"\.gamma_2$", ".gammas.mlp", key)
-        ours[key] = value
+        for pattern, name in ((r"^base_model\.", ""), (r"^consensus\.mlp_head\.", "head."),
+                              (r"\.temporal_norm1\.", ".norms.time."), (r"\.temporal_attn\.", ".branches.time."),
+                              (r"\.norm1\.", f".norms.{mixer}."), (r"\.norm2\.", ".norms.mlp."),
+                              (r"(blocks\.\d+)\.(modulation|attn)\.", rf"\1.branches.{mixer}."),
+                              (r"(blocks\.\d+)\.mlp\.", r"\1.branches.mlp."), (r"dwconv\.dwconv", "dwconv"),
+                              (r"\.gamma_1$", f".gammas.{mixer}"), (r"\.gamma_2$", ".gammas.mlp")):
+            key = re.sub(pattern, name, key)
+        if not key.startswith("new_fc."):
+            ours[key] = value
     return ours
 
 
@@ -269,7 +420,8 @@ def load_weights(model, path_or_state_dict, temporal_init="fresh"):
     source = path_or_state_dict if isinstance(path_or_state_dict, dict) else read_checkpoint(path_or_state_dict)
     where = "weights" if isinstance(path_or_state_dict, dict) else path_or_state_dict
     own = model.state_dict()
-    state = our_names(model, source.get("model", source))
+    state = next((source[key] for key in ("model", "model_state", "state_dict_ema") if key in source), source)
+    state = our_names(model, state)
     temporal = [key for key in own if "_temporal" in key]
     inflate = bool(temporal) and not any(key in state for key in temporal)        # an image network knows nothing of time
     fresh, left_over, problems = list(temporal) if inflate else [], [], []
@@ -282,6 +434,8 @@ def load_weights(model, path_or_state_dict, temporal_init="fresh"):
             state[key] = value.reshape(want)                        # the same numbers with or without axes of length one
         elif key == "patch_embed.proj.weight" and inflate and value.ndim == 4 and want[:2] + want[3:] == value.shape:
             state[key] = value.unsqueeze(2).expand(want) / want[2]  # the mean over the tubelet's frames
+        elif key == "temp_embed" and want[1] % value.shape[1] == 0 and value.shape[2:] == want[2:]:
+            state[key] = value.repeat(1, want[1] // value.shape[1], 1, 1)          # frame t gets row t mod 8
         elif key.startswith("head.") and value.shape[1:] == want[1:]:
             fresh.append(key)
             left_over.append(key)
@@ -311,7 +465,7 @@ def load_weights(model, path_or_state_dict, temporal_init="fresh"):
     return dict(loaded=loaded, fresh=fresh, left_over=left_over)
 
 
-# ------------------------------------------------------------------------------------------------- cost
+# ----------------------------------------------------------------------------- cost
 
 def count_macs(model):
     """Multiply-adds of one clip of the size the model was made for: what both papers call FLOPs. Convolutions and matmuls only."""
