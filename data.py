@@ -54,6 +54,8 @@ PIPELINES = {
         grey=0.2,
         mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
         views="4x3"),
+    "lvt_ssv2": dict(),
+    "lvt_kinetics": dict(),
 }
 
 

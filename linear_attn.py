@@ -85,7 +85,8 @@ def linear(fq, fk, v, eps=1e-6, clamp=False):
 def cosformer_features(x):
     """relu features (.., N, d) -> (.., N, 2d): [x sin, x cos] of i pi / 2N, i = 1..N, the raster index."""
     N = x.shape[-2]
-    angle = torch.arange(1, N + 1, device=x.device, dtype=torch.float32)[:, None] * math.pi / (2 * N)
+    exact = torch.promote_types(x.dtype, torch.float32)
+    angle = torch.arange(1, N + 1, device=x.device, dtype=exact)[:, None] * math.pi / (2 * N)
     return torch.cat([x * angle.sin().to(x.dtype), x * angle.cos().to(x.dtype)], dim=-1)
 
 
@@ -99,7 +100,10 @@ def cosformer(fq, fk, v):
 
 def orthogonal_features(m, d, generator=None):
     """omega (m, d): directions orthogonal in blocks of d, lengths of Gaussian vectors (chi with d degrees)."""
-    blocks = [torch.linalg.qr(torch.randn(d, d, generator=generator))[0] for _ in range(-(-m // d))]
+    blocks = []
+    for _ in range(-(-m // d)):
+        q, r = torch.linalg.qr(torch.randn(d, d, generator=generator))
+        blocks.append(q * r.diagonal().sign())          # qr prefers some signs: without this, not uniform
     return torch.cat(blocks)[:m] * torch.randn(m, d, generator=generator).norm(dim=1, keepdim=True)
 
 
@@ -118,7 +122,7 @@ def performer_features(x, omega, keys):
 
 def performer(q, k, v, omega):
     """Softmax by random features, in expectation. Choromanski et al. 2021, arXiv:2009.14794. O(N m d)."""
-    with torch.autocast(q.device.type, enabled=False):  # exp and what it multiplies: in float32
+    with torch.autocast(q.device.type.replace("meta", "cpu"), enabled=False):            # exp in float32
         y = linear(performer_features(q, omega, False), performer_features(k, omega, True), full(v), eps=0.0)
     return y.to(v.dtype)
 
@@ -183,7 +187,7 @@ def attention_map(kernel, q, k, omega=None, E=None, P=None, L=64):
         R = q if N <= L else q.gather(-2, landmarks(q, L)[..., None].expand(*q.shape[:-2], L, d))
         return (q @ R.transpose(-2, -1)).softmax(-1) @ (R @ k.transpose(-2, -1)).softmax(-1)
     if kernel == "cosformer":
-        i = torch.arange(N, device=q.device)
+        i = torch.arange(N, device=q.device, dtype=torch.promote_types(q.dtype, torch.float32))
         a = q @ k.transpose(-2, -1) * ((i[:, None] - i) * math.pi / (2 * N)).cos().to(q.dtype)
         return a / a.sum(-1, keepdim=True).clamp(min=1e-6)
     if kernel == "performer":

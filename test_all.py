@@ -28,6 +28,7 @@ import data as D
 import train
 from backbone import (MODELS, count_macs, create_model, load_weights, our_names, read_checkpoint)
 from focal import SpatioTemporalFocalModulation
+import linear_attn as A
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 close = torch.testing.assert_close
@@ -213,6 +214,281 @@ def test_drop_path_acts_per_frame_keeps_the_mean_and_rests_in_eval():
     kept = train_.abs().amax((2, 3, 4)) > 0                                            # (clips, frames)
     assert 0.42 < kept.float().mean() < 0.58 and (kept.any(1) & ~kept.all(1)).sum() > 50
     close(train_[kept], 2 * full[kept])
+
+
+# ----------------------------------------------------------------------------- linear attention
+
+LVT = {"lvt_default": {}, "lvt_separate": dict(fixation="qkv"),
+       "lvt_baseline": dict(fixation="none", temporal_shift=0, spatial_shift=0),
+       "lvt_softmax": dict(kernel="softmax", fixation="none"),
+       "lvt_joint": dict(pattern="joint", fixation="none", temporal_shift=0, spatial_shift=0),
+       "lvt_t4": dict(num_frames=4, image_size=84)}
+
+
+def small_lvt(**changes):
+    return create_model("lvt", **dict(num_classes=10, num_frames=8, image_size=56, dim=64, depth=2, heads=2,
+                                      head_hidden=96) | changes).eval()
+
+
+@pytest.mark.parametrize("name", LVT)
+def test_lvt_computes_what_the_released_network_computes(name):
+    record = golden(name)
+    model = small_lvt(**LVT[name])
+    load_weights(model, {"model_state": filled(record["manifest"])})
+    x = seeded(record["x_shape"], record["x_seed"])
+    logits = model(x)
+    close(logits, record["logits"], rtol=0, atol=2e-6)
+    if "grad_norms" in record:
+        (logits * record["grad_probe"]).sum().backward()
+        norms = {key: p.grad.norm().item() for key, p in model.named_parameters()}
+        expected = {key: float(norm) for key, norm in our_names(model, record["grad_norms"]).items()}
+        assert norms == pytest.approx(expected, rel=2e-5)
+
+
+def test_lvt_parameters_and_multiply_adds():
+    """Live parameters (the published counts hold a layer that is never used, 89,262); one view, gate evaluated once."""
+    for frames, parameters in ((8, 51_919_278), (16, 51_919_278 + 8 * 512)):
+        with torch.device("meta"):
+            model = create_model("lvt", num_frames=frames)
+        assert sum(p.numel() for p in model.parameters()) == parameters
+    tokens, c, d = 16 * 17 * 17, 512, 64
+    attention = 4*c*c + 3*d*c + 2*d*c + c                     # qkv and proj, gate, both sums over tokens, normaliser
+    macs = tokens * (3 * 16 * 16 * c + 12 * (2 * attention + 8*c*c + 9 * 4*c)) + c * 768 + 768 * 174
+    assert count_macs(model) == macs and round(macs / 1e9, 1) == 253.8
+    layer_norm = tokens * 5 * c * (1 + 12 * 3 + 1)                                     # the paper's counter has these
+    assert round((macs - tokens * 24 * c + layer_norm) / 1e9, 1) == 254.2              # and no normalisers
+
+
+def test_eight_long_temporal_embedding_is_repeated_along_time():
+    model = small_lvt(num_frames=16)
+    state = filled(golden("lvt_default")["manifest"])
+    load_weights(model, state)
+    assert torch.equal(model.temp_embed[:, 3], state["base_model.temp_embed"][:, 3])
+    assert torch.equal(model.temp_embed[:, 11], state["base_model.temp_embed"][:, 3])
+    with pytest.raises(ValueError, match="temp_embed is"):
+        load_weights(small_lvt(num_frames=12), state)
+
+
+def qkv64(N, d=8, heads=2):
+    torch.manual_seed(N)
+    return torch.randn(3, 1, heads, N, d, dtype=torch.float64)
+
+
+OWN = {"performer": lambda N: dict(omega=A.orthogonal_features(8, 8).double()), "orthoformer": lambda N: dict(L=6),
+       "linformer": lambda N: dict(E=torch.randn(5, N, dtype=torch.float64), P=torch.randn(5, N, dtype=torch.float64))}
+
+
+@pytest.mark.parametrize("kernel", A.KERNELS)
+def test_attention_is_its_explicit_weights(kernel):
+    """The N x N matrix that no kernel builds, in closed form, gives the same: (f f^T) v = f (f^T v)."""
+    for N in (1, 2, 17):
+        q, k, v = qkv64(N)
+        own = OWN.get(kernel, lambda N: {})(N)
+        q, k = A.features(q, kernel), A.features(k, kernel)
+        weights = A.attention_map(kernel, q, k, **own)
+        assert weights.shape == (1, 2, N, N)
+        close(A.attend(kernel, q, k, v, **own), weights @ v, rtol=1e-10, atol=1e-10)
+        if kernel not in ("linformer", "identity"):                                    # every other kernel averages
+            total = weights.sum(-1)                                                    # a query without features: 0
+            close(total[total > 0], torch.ones_like(total[total > 0]), rtol=1e-3, atol=0)
+
+
+def test_kernels_are_their_formulas_written_out_slowly():
+    q, k, v = qkv64(9)
+    i = torch.arange(1, 10, dtype=torch.float64)
+    r, s = torch.relu, 8**-0.5
+    near = torch.cos(math.pi / 2 * (i[:, None] - i) / 9)
+    weights = dict(
+        relu=(r(q) @ r(k).mT + s * (r(q).sum(-1)[..., None] + r(k).sum(-1)[..., None, :]) + 1, 1e-6),      # d s^2 = 1
+        relu_paper=(r(q) @ r(k).mT, 1e-6), elu=((F.elu(q) + 1) @ (F.elu(k) + 1).mT, 1e-6),
+        sigmoid=(q.sigmoid() @ k.sigmoid().mT, 1e-6), identity=(q @ k.mT, 1e-6),
+        cosformer=((r(q) @ r(k).mT) * near, 0), softmax=((q @ k.mT / 8**0.5).exp(), 0))
+    for kernel, (a, eps) in weights.items():
+        y = a @ v / (a.sum(-1, keepdim=True) + eps).clamp(min=1e-6 if eps == 0 else -math.inf)
+        close(A.attend(kernel, A.features(q, kernel), A.features(k, kernel), v), y, rtol=1e-10, atol=1e-10)
+    E, P = torch.randn(2, 4, 9, dtype=torch.float64)
+    y = torch.softmax(q @ (E @ k).mT / 8**0.5, -1) @ (P @ v)
+    close(A.linformer(q, k, v, E, P), y, rtol=1e-10, atol=1e-10)
+    few = torch.stack([q[0, h, A.landmarks(q, 4)[0, h]] for h in range(2)])[None] * 8**-0.25
+    y = torch.softmax(q * 8**-0.25 @ few.mT, -1) @ (torch.softmax(few @ k.mT * 8**-0.25, -1) @ v)
+    close(A.orthoformer(q, k, v, 4), y, rtol=1e-10, atol=1e-10)
+
+
+def test_landmarks_are_chosen_one_by_one_each_the_least_like_those_before():
+    q = qkv64(20)[0]
+    for h in range(2):
+        n = F.normalize(q[0, h], dim=-1)
+        chosen = [0]
+        while len(chosen) < 7:
+            likeness = [max(abs(n[t] @ n[c]).item() for c in chosen) if t not in chosen else 10 for t in range(20)]
+            chosen.append(int(np.argmin(likeness)))
+        assert A.landmarks(q, 7)[0, h].tolist() == sorted(chosen)
+    few = qkv64(5)
+    close(A.orthoformer(*few, 64), A.orthoformer(*few, 5))                             # fewer tokens than landmarks: all
+
+
+def test_performer_is_unbiased_for_the_exponential_of_the_scaled_product():
+    """The mean of phi(q) . phi(k) over 4000 draws is exp(q . k / sqrt d) within four standard errors; rows are orthogonal."""
+    d, generator = 16, torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, d, generator=generator, dtype=torch.float64)
+    draws = []
+    for _ in range(4000):
+        omega = A.orthogonal_features(d, d, generator).double()
+        draws.append(((omega @ (q + k) * d**-0.25).exp() * (-(q @ q + k @ k) / (2 * d**0.5)).exp()).mean())
+    draws = torch.stack(draws)
+    assert abs(draws.mean() - torch.exp(q @ k / d**0.5)) < 4 * draws.std() / 4000**0.5
+    unit = F.normalize(omega, dim=1)
+    close(unit @ unit.T, torch.eye(d, dtype=torch.float64), rtol=0, atol=1e-5)
+    x = torch.randn(3, d, dtype=torch.float64)                                         # the features, by their formula
+    logits = x * d**-0.25 @ omega.T - (x * d**-0.25).square().sum(-1, keepdim=True) / 2
+    close(A.performer_features(x, omega, False), d**-0.5 * ((logits - logits.amax(-1, keepdim=True)).exp() + 1e-4))
+    close(A.performer_features(x, omega, True), d**-0.5 * ((logits - logits.max()).exp() + 1e-4))
+
+
+def test_linear_attention_counts_operations_in_proportion_to_tokens():
+    from torch.utils.flop_counter import FlopCounterMode
+    flops = {}
+    for kernel in ("relu", "cosformer", "performer", "softmax"):
+        for N in (1000, 2000):
+            q, k, v = torch.empty(3, 1, 2, N, 8, device="meta")
+            with FlopCounterMode(display=False) as counter:
+                own = dict(omega=torch.empty(8, 8, device="meta")) if kernel == "performer" else {}
+                A.attend(kernel, q, k, v, **own)
+            flops[kernel, N] = counter.get_total_flops()
+        growth = flops[kernel, 2000] / flops[kernel, 1000]
+        assert growth == pytest.approx(4 if kernel == "softmax" else 2, rel=0.01)
+    assert flops["relu", 1000] == 2 * 2 * 1000 * (2 * 8 * 8 + 8)                       # f(k)^T v, f(q) kv, f(q) . sum
+
+
+@pytest.mark.parametrize("kernel", A.KERNELS)
+def test_attention_stays_finite_where_it_is_tempted(kernel):
+    """Zero queries and keys, one token, activations of 1e4 in bf16: values and gradients; fp16 at N = 3136."""
+    for N, dtype, scale in ((1, torch.float32, 1), (70, torch.float32, 0), (70, torch.bfloat16, 1e4), (3136, torch.float16, 1)):
+        if kernel == "orthoformer" and N == 3136:
+            continue                                                                   # 64 steps of it: slow, and softmax inside
+        torch.manual_seed(0)
+        x = (torch.randn(3, 1, 1, N, 64) * scale).to(dtype).requires_grad_()
+        own = {key: value.to(dtype) for key, value in dict(
+            omega=A.orthogonal_features(64, 64), E=torch.randn(16, N) / 4, P=torch.randn(16, N) / 4).items()
+            if (key == "omega") == (kernel == "performer") and kernel in ("performer", "linformer")}
+        q, k = A.features(x[0], kernel), A.features(x[1], kernel)
+        y = A.attend(kernel, q, k, x[2], **own)
+        y.float().square().sum().backward()
+        if kernel == "identity" and scale:                                             # signed weights: sums near zero
+            continue
+        assert y.dtype == dtype and y.isfinite().all() and x.grad.isfinite().all(), (N, dtype)
+        if dtype == torch.float16:
+            exact = A.attend(kernel, q.double(), k.double(), x[2].double(), **{key: w.double() for key, w in own.items()})
+            assert (y - exact).norm() / exact.norm() < 0.01
+
+
+def test_fifty_thousand_tokens_are_finite_in_bf16():
+    torch.manual_seed(0)
+    x = torch.randn(3, 1, 1, 50_000, 32, dtype=torch.bfloat16, requires_grad=True)
+    q, k = A.features(x[0], "relu"), A.features(x[1], "relu")
+    y = A.linear(q, k, x[2])
+    y.float().sum().backward()
+    exact = A.linear(q.double(), k.double(), x[2].double())
+    assert x.grad.isfinite().all() and (y - exact).norm() / exact.norm() < 0.01
+
+
+@pytest.mark.parametrize("kernel", ("softmax", "relu"))
+@pytest.mark.parametrize("pattern", ("time", "space", "joint"))
+def test_every_pattern_is_full_attention_under_a_mask(pattern, kernel):
+    torch.manual_seed(0)
+    layer = A.Attention(8, 2, kernel, pattern, fixation="none").double()
+    x = torch.randn(2, 3, 2, 4, 8, dtype=torch.float64)
+    q, k, v = (t.reshape(2, 24, 2, 4).transpose(1, 2) for t in layer.qkv(x).chunk(3, -1))      # all 24 tokens
+    frame, pixel = torch.arange(24) // 8, torch.arange(24) % 8
+    allowed = dict(time=pixel[:, None] == pixel, space=frame[:, None] == frame, joint=torch.ones(24, 24, dtype=bool))[pattern]
+    a = (q @ k.mT / 2).exp() if kernel == "softmax" else (F.relu(q) + 0.5) @ (F.relu(k) + 0.5).mT
+    a = a * allowed
+    y = (a / a.sum(-1, keepdim=True) @ v).transpose(1, 2).reshape(2, 3, 2, 4, 8)
+    close(layer(x), layer.proj(y), rtol=1e-6, atol=1e-6)
+
+
+def test_shifts_move_what_the_released_code_moves():
+    """Token by token. Temporal: ahead, back, own; zero outside. Spatial: straight neighbours zero outside, diagonal ones own."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 4, 3, 5, 96)
+    y = A.temporal_shift(x, 4)
+    halves = A.temporal_shift(x, 4, span=2)
+    zero = torch.zeros(3, 5, 24)
+    for t in range(4):
+        close(y[0, t, ..., :24], x[0, t + 1, ..., :24] if t < 3 else zero)
+        close(y[0, t, ..., 24:48], x[0, t - 1, ..., 24:48] if t > 0 else zero)
+        close(halves[0, t, ..., :24], x[0, t + 1, ..., :24] if t % 2 == 0 else zero)
+        close(y[0, t, ..., 48:], x[0, t, ..., 48:])
+    order = {1: [(1, 0), (-1, 0), (0, 1), (0, -1), (-1, -1), (1, 1), (-1, 1), (1, -1)]}
+    order[2] = [(2 * a, 2 * b) for a, b in order[1]] + [(-2, -1), (-2, 1), (-1, -2), (1, -2), (2, -1), (2, 1), (-1, 2), (1, 2)] + order[1]
+    order[4] = [(4 * a, 4 * b) for a, b in order[1]]
+    for size, f in ((1, 6), (2, 2), (4, 1)):                                           # C // 16, C // 48, C // 160 channels
+        x = torch.randn(1, 2, 6, 7, 160 if size == 4 else 96)
+        y = A.spatial_shift(x, size)
+        for (i, (dr, dc)), r, c in ((pair, r, c) for pair in enumerate(order[size]) for r in range(6) for c in range(7)):
+            there = 0 <= r + dr < 6 and 0 <= c + dc < 7
+            expected = x[:, :, r + dr, c + dc] if there else x[:, :, r, c] * (i >= 4)
+            close(y[:, :, r, c, i*f:(i+1)*f], expected[..., i*f:(i+1)*f])
+        close(y[..., len(order[size])*f:], x[..., len(order[size])*f:])
+
+
+def test_space_attention_with_the_temporal_shift_sees_three_frames():
+    torch.manual_seed(0)
+    layer = A.Attention(16, 2, "softmax", "space", "none", temporal_shift=4)
+    x = torch.randn(1, 6, 2, 2, 16, requires_grad=True)
+    layer(x)[0, 3].sum().backward()
+    assert (x.grad.abs().amax((0, 2, 3, 4)) > 0).tolist() == [False, False, True, True, True, False]
+
+
+def test_feature_fixation_is_equations_4_and_5():
+    torch.manual_seed(0)
+    q, k, v = (F.relu(t) + 0.5 for t in torch.randn(3, 1, 2, 2, 2, 2, 4))              # (B, T, H, W, heads, d)
+    for fixation, by in ([("separate", "concat")] + [(f, b) for f in ("qk", "qk_shared", "qkv", "qkv_shared")
+                                                     for b in ("concat", "add", "multiply")]):
+        layer = A.Attention(8, 2, fixation=fixation, fixation_by=by)
+        seen = [q, k, v] if "v" in fixation else [q, k]
+        z = dict(concat=torch.cat(seen, -1), add=torch.stack(seen).sum(0), multiply=torch.stack(seen).prod(0))[by]
+        gates = [layer.pgate] * 2 if fixation.endswith("shared") else [layer.q_gate, layer.k_gate]
+        for new, old, gate, source in zip(layer.fixate(q, k, v), (q, k), gates, (q, k)):
+            z_here = source if fixation == "separate" else z
+            close(new, old / (1 + torch.exp(-(z_here @ gate.weight.T + gate.bias))))
+    first, last = (A.Attention(16, 2, shift_first=s, temporal_shift=4, spatial_shift=1) for s in (True, False))
+    last.load_state_dict(first.state_dict())
+    x = torch.randn(1, 3, 3, 3, 16)
+    assert (first(x) - last(x)).abs().max() > 1e-3                                     # the order of the two matters
+
+
+def test_either_trunk_takes_either_mixer_and_every_option_trains():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, 32, 32)
+    for name, options in [("focal_toy", dict(mixer="attention", kernel=kernel, pattern=pattern))
+                          for kernel in A.KERNELS for pattern in ("divided", "space", "joint")] + [
+            ("lvt_toy", options) for options in (
+                dict(mixer="focal"), dict(order="space_time"), dict(pattern="space", spatial_shift=0), dict(pattern="joint"),
+                dict(fixation="separate"), dict(fixation_by="add"), dict(kernel="performer"), dict(kernel="linformer"),
+                dict(mlp="plain", temp_embed=False), dict(spatial_shift=0, temporal_shift=(8, 2)), dict(drop_path=0.5))]:
+        model = create_model(name, 5, 4, 32, **options).eval()
+        y = model(x)
+        close(y, model(x), rtol=0, atol=0)
+        if options.get("kernel") != "identity":                                        # its sums may be near zero
+            close(model(x[:1]), y[:1], rtol=1e-3, atol=1e-4)
+        y.sum().backward()
+        assert all(p.grad is not None for p in model.parameters()), (name, options)
+
+
+def test_what_cannot_go_together_raises_with_the_reason():
+    for options, message in ((dict(pattern="space"), "pattern='space' with spatial_shift=1.*spatial_shift=0"),
+                             (dict(pattern="axial"), "pattern='axial': use 'divided'"), (dict(kernel="exp"), "kernel='exp': use one of"),
+                             (dict(heads=5), "heads=5 does not divide"), (dict(order="both"), "order='both'"),
+                             (dict(fixation="separate", fixation_by="add"), "joins nothing"), (dict(mlp="big"), "mlp='big'"),
+                             (dict(spatial_shift=2, dim=32), "spatial_shift=2 needs 48 channels"), (dict(mixer="x"), "mixer='x'"),
+                             (dict(spatial_shift=3), "spatial_shift=3: use one of 0, 1, 2, 4")):
+        with pytest.raises(ValueError, match=message):
+            create_model("lvt_toy", **options)
+    with pytest.raises(ValueError, match="4 frames: the temporal embedding has 8"):
+        small_lvt()(torch.randn(1, 3, 4, 56, 56))
+    with pytest.raises(ValueError, match="16 tokens: kernel='linformer' was made for 64"):
+        create_model("lvt_toy", kernel="linformer")(torch.randn(1, 3, 8, 32, 32))
 
 
 # ----------------------------------------------------------------------------- checkpoints
