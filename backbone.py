@@ -45,8 +45,8 @@ MODELS = {
     "lvt_s": dict(num_frames=8),                                       # 63.48             | not run
     "lvt_h": dict(num_frames=32),                                      # 65.67             | not run
     "lvt_hr": dict(num_frames=16, image_size=336),                     # 65.85             | not run
-    "lvt_toy": dict(num_classes=8, num_frames=8, image_size=64, dim=64, depth=2, heads=2, patch=8,
-                    stride=8, head_hidden=96, dropout=0.0, init="scratch"),
+    "lvt_toy": dict(num_classes=8, num_frames=8, image_size=64, dim=64, depth=2, heads=2,
+                    head_hidden=96, dropout=0.0, init="scratch"),
 }
 
 

@@ -23,6 +23,7 @@ Try it: python data.py --show sheet.png                          what the networ
 import argparse
 import collections
 import csv
+import functools
 import os
 import signal
 import sys
@@ -37,25 +38,29 @@ from av.video.reformatter import VideoReformatter
 VIDEO_FILES = (".mp4", ".webm", ".avi", ".mkv", ".mov")
 NAMED = ("k400", "k600", "ssv2", "diving48", "activitynet")       # class names in assets/classes/
 
-# How a clip is cut and coloured. train.py's recipes add how it is learned; any number here answers
-# to its `--set key=value`.
+# How a clip is cut and coloured; train.py's recipes add how it is learned, and its `--set key=value`
+# reaches any number here.
+OFF = dict(sampling="segments", interval=1, margin=1.0, crop=None, flip=0.0, jitter=0.0,
+           jitter_per_frame=False, grey=0.0, auto_augment=False, erase=0.0)
 PIPELINES = {
-    "toy": dict(
-        interval=1, margin=1.0, area=None, flip=0.0,              # a flip would change the class
-        jitter=0.0, jitter_per_frame=False, grey=0.0,
-        mean=(0.35, 0.35, 0.35), std=(0.3, 0.3, 0.3), views="1x1"),
-    "focal": dict(                # released Video-FocalNets, all data sets (for SSv2 with flip=0)
+    "toy": OFF | dict(mean=(0.35, 0.35, 0.35), std=(0.3, 0.3, 0.3), views="1x1"),   # a flip would change the class
+    "focal": OFF | dict(          # released Video-FocalNets, all data sets (for SSv2 with flip=0)
         interval=4,               # the code's name; all it does is hide the last 3 frames from training
-        margin=256/224,           # the short side before cropping, in units of the crop
-        area=(0.08, 1.0),         # random resized crop: share of the frame, aspect 3/4 to 4/3
+        margin=256/224,           # short side before cropping, in units of the crop
+        crop=("area", 0.08, 1.0), # random resized crop: share of the frame
         flip=0.5,
         jitter=0.8,               # probability; brightness .4, contrast .4, saturation .2, hue .1
-        jitter_per_frame=True,    # as released: colours are drawn anew for every frame (they flicker)
+        jitter_per_frame=True,    # as released: drawn anew for every frame, so that colours flicker
         grey=0.2,
-        mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225),
-        views="4x3"),
-    "lvt_ssv2": dict(),
-    "lvt_kinetics": dict(),
+        mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), views="4x3"),
+    "lvt_ssv2": OFF | dict(       # released Linear Video Transformer
+        sampling="tsn", margin=256/224,
+        crop=("short_side", 256/224, 320/224),     # of the frame that a square of 1 is cut from
+        auto_augment=True, erase=0.5, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), views="2x3"),
+    "lvt_kinetics": OFF | dict(
+        sampling="dense", interval=16,             # windows of 16 T frames; theirs are longer at over 30 fps
+        margin=256/224, crop=("multi_scale",), flip=0.5, auto_augment=True,
+        mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), views="4x3"),
 }
 
 
@@ -192,6 +197,36 @@ def sample_test(n, T, clips):
     return np.floor(i * n / T + (v + 0.5) * n / T / clips).astype(int)
 
 
+def sample_tsn(n, T, rng=None, clip=0):
+    """A random frame from each of T segments of n frames, which share their ends; without rng its
+    middle, start or end (clip 0, 1, 2). 50 frames, T 8, clip 1: 0 6 12 18 24 31 37 43."""
+    edges = np.round((n - 1) / T * np.arange(T + 1)).astype(int)           # half to even
+    start, end = edges[:-1], edges[1:]
+    return rng.integers(start, end + 1) if rng else ((start + end) // 2, start, end)[clip]
+
+
+def sample_dense(n, T, interval, position):
+    """T frames spread over a window of T * interval at `position`, 0 to 1, of where it fits; n - 1
+    where the video is over. T 8, interval 4, position 0: 0 4 8 13 17 22 26 31."""
+    start = position * max(n - T * interval, 0)
+    return torch.linspace(start, start + T * interval - 1, T).long().clamp(max=n - 1).numpy()
+
+
+def frames_of(p, T, clips, rng):
+    """-> choose(n), the indices of a pipeline p: (T,) in training, (clips * T,) in evaluation (rng None)."""
+    def choose(n):
+        if p["sampling"] == "tsn":
+            if rng or clips <= 2:                   # as released: test clip 0 the middles, clip 1 the starts
+                return np.concatenate([sample_tsn(n, T, rng, v) for v in range(clips)])
+        elif p["sampling"] == "dense":              # as released: test clips start at v/clips, never at the end
+            where = [rng.random()] if rng else [0.5] if clips == 1 else [v / clips for v in range(clips)]
+            return np.concatenate([sample_dense(n, T, p["interval"], x) for x in where])
+        elif rng or clips == 1:
+            return sample_train(n, T, p["interval"], rng) if rng else sample_val(n, T, p["interval"])
+        return sample_test(n, T, clips).reshape(-1)
+    return choose
+
+
 def random_box(height, width, area, rng):
     """Random resized crop -> (top, left, h, w): a share `area` of the frame, aspect 3/4 to 4/3."""
     for _ in range(10):
@@ -202,6 +237,39 @@ def random_box(height, width, area, rng):
             return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
     side = min(height, width)
     return (height - side) // 2, (width - side) // 2, side, side
+
+
+def multi_scale_crop(height, width, rng):
+    """Crop of TSN -> (top, left, h, w): sides of 1, .875, .75 or .66 of the short side, at most one
+    step apart; in the middle, at an edge, in a corner or halfway to one. TSN makes sides within 2
+    pixels of the network's input equal to it; that rule is left out (224 of 256 is 224 anyway)."""
+    sides = [int(min(height, width) * scale) for scale in (1, .875, .75, .66)]
+    shapes = [(h, w) for i, h in enumerate(sides) for w in sides[max(i-1, 0):i+2]]
+    places = [(y, x) for y in range(5) for x in range(5) if y % 2 == x % 2]        # 13, in quarters
+    (h, w), (y, x) = rng.choice(shapes).tolist(), rng.choice(places).tolist()
+    return y * ((height - h) // 4), x * ((width - w) // 4), h, w
+
+
+def erase_box(height, width, rng, p):
+    """With probability p a box to set to 0 -> (top, left, h, w): 1/50 to 1/3 of the frame, h / w .3
+    to 1/.3; h = w = 0 otherwise and where none fits in 10 tries. Source: arXiv:1708.04896, timm."""
+    for _ in range(10 if rng.random() < p else 0):
+        pixels = rng.uniform(1/50, 1/3) * height * width
+        aspect = np.exp(rng.uniform(np.log(0.3), np.log(1/0.3)))
+        h, w = round((pixels * aspect)**0.5), round((pixels / aspect)**0.5)
+        if h < height and w < width:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    return 0, 0, 0, 0
+
+
+def training_box(height, width, crop, rng):
+    """(top, left, h, w) of a pipeline's crop: ('area', low, high), ('short_side', low, high), ('multi_scale',)."""
+    if crop[0] == "area":
+        return random_box(height, width, crop[1:], rng)
+    if crop[0] == "multi_scale":
+        return multi_scale_crop(height, width, rng)
+    side = int(min(height, width) / rng.uniform(*crop[1:]))
+    return int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1)), side, side
 
 
 def crop_offsets(height, width, size, crops):
@@ -234,8 +302,8 @@ class VideoSet(torch.utils.data.Dataset):
     views     None: training samples;       else CLIPSxCROPS: 1x1 is the released validation
 
     A sample is a dict: clip, uint8 (T, S, S, 3) in training and (views, T, S, S, 3) otherwise, S =
-    image_size; label; index; bad, '' or why this video cannot be used; in training also flip, grey
-    and colour (T, 4), for `to_device`. A bad video is replaced in training, by a sample drawn from
+    image_size; label; index; bad, '' or why this video cannot be used; in training also flip, grey,
+    colour (T, 4) and erase (4,), for `to_device`. A bad video is replaced in training, by a sample drawn from
     the same generator, and never in evaluation: there it stays, as zeros.
     """
 
@@ -262,36 +330,108 @@ class VideoSet(torch.utils.data.Dataset):
         p, T, size, bad, j = self.pipeline, self.num_frames, self.image_size, "", i
         for _ in range(10):
             try:
-                frames = self.read(j, lambda n: sample_train(n, T, p["interval"], rng), int(p["margin"] * size))
+                frames = self.read(j, frames_of(p, T, 1, rng), int(p["margin"] * size))
                 break
             except BadVideo as error:
                 bad, j = bad or str(error), int(rng.integers(len(self)))
         else:
             raise BadVideo(f"10 unusable videos in a row, the first is {bad}")
-        if p["area"]:
-            top, left, h, w = random_box(*frames.shape[1:3], p["area"], rng)
+        if p["auto_augment"]:                                                # as released, before the crop
+            frames = auto_augment(frames, rng)
+        if p["crop"]:
+            top, left, h, w = training_box(*frames.shape[1:3], p["crop"], rng)
             frames = frames[:, top:top+h, left:left+w]
         flip, grey, jitter = rng.random(3) < (p["flip"], p["grey"], p["jitter"])
         rows = T if p["jitter_per_frame"] else 1
         colour = rng.uniform((.6, .6, .8, -.1), (1.4, 1.4, 1.2, .1), (rows, 4))
         colour = np.broadcast_to(colour if jitter else (1, 1, 1, 0), (T, 4))   # brightness, contrast, saturation, hue
         return dict(clip=resize(frames, size), label=self.labels[j], index=i, bad=bad, flip=flip, grey=grey,
-                    colour=torch.tensor(colour, dtype=torch.float32))
+                    colour=torch.tensor(colour, dtype=torch.float32),
+                    erase=torch.tensor(erase_box(size, size, rng, p["erase"])))
 
     def evaluation_sample(self, i):
         (clips, crops), T, size, bad = self.views, self.num_frames, self.image_size, ""
         # As released: three crops come from a frame with short side 224, the one crop from 256.
         short_side = size if crops == 3 else int(self.pipeline["margin"] * size)
-
-        def choose(n):
-            return sample_val(n, T, self.pipeline["interval"]) if clips == 1 else sample_test(n, T, clips).reshape(-1)
         try:
-            frames = self.read(i, choose, short_side)                        # one decode for all views
+            frames = self.read(i, frames_of(self.pipeline, T, clips, None), short_side)      # one decode for all
         except BadVideo as error:
             frames, bad = torch.zeros(clips * T, size, size, 3, dtype=torch.uint8), str(error)
         offsets = crop_offsets(*frames.shape[1:3], size, crops)
         views = [frames[:, y:y+size, x:x+size].unflatten(0, (clips, T)) for y, x in offsets]
         return dict(clip=torch.cat(views), label=self.labels[i], index=i, bad=bad)
+
+
+# ----------------------------------------------------------------------------- AutoAugment
+
+# Policy "v0" as in timm: 25 pairs of (operation, probability, level out of 10). Some do nothing, as
+# released: probability 0, Solarize at 10. Posterize at 2 keeps 0 bits: a black clip.
+AUTO_AUGMENT = (
+    (("Equalize", .8, 1), ("ShearY", .8, 4)), (("Color", .4, 9), ("Equalize", .6, 3)),
+    (("Color", .4, 1), ("Rotate", .6, 8)), (("Solarize", .8, 3), ("Equalize", .4, 7)),
+    (("Solarize", .4, 2), ("Solarize", .6, 2)), (("Color", .2, 0), ("Equalize", .8, 8)),
+    (("Equalize", .4, 8), ("SolarizeAdd", .8, 3)), (("ShearX", .2, 9), ("Rotate", .6, 8)),
+    (("Color", .6, 1), ("Equalize", 1., 2)), (("Invert", .4, 9), ("Rotate", .6, 0)),
+    (("Equalize", 1., 9), ("ShearY", .6, 3)), (("Color", .4, 7), ("Equalize", .6, 0)),
+    (("Posterize", .4, 6), ("AutoContrast", .4, 7)), (("Solarize", .6, 8), ("Color", .6, 9)),
+    (("Solarize", .2, 4), ("Rotate", .8, 9)), (("Rotate", 1., 7), ("TranslateYRel", .8, 9)),
+    (("ShearX", 0., 0), ("Solarize", .8, 4)), (("ShearY", .8, 0), ("Color", .6, 4)),
+    (("Color", 1., 0), ("Rotate", .6, 2)), (("Equalize", .8, 4), ("Equalize", 0., 8)),
+    (("Equalize", 1., 4), ("AutoContrast", .6, 2)), (("ShearY", .4, 7), ("SolarizeAdd", .6, 7)),
+    (("Posterize", .8, 2), ("Solarize", .6, 10)), (("Solarize", .6, 8), ("Equalize", .6, 1)),
+    (("Color", .8, 6), ("Rotate", .4, 5)))
+
+
+
+def affine(clip, a, b, c, d, e, f):
+    """uint8 (T, H, W, 3): (x, y), from the centre, gets what was at (ax + by + c, dx + ey + f), and
+    from outside timm's grey, 128. Bilinear, rounded down, as PIL; timm is bicubic half the time."""
+    T, H, W, _ = clip.shape
+    y, x = torch.meshgrid(*(torch.arange(n).double() + (1-n) / 2 for n in (H, W)), indexing="ij")
+    grid = torch.stack([(a * x + b * y + c) * 2 / W, (d * x + e * y + f) * 2 / H], dim=-1)
+    out = clip.permute(0, 3, 1, 2).reshape(1, T * 3, H, W).double()
+    out = F.grid_sample(out, grid[None], padding_mode="border", align_corners=False)
+    out[..., ((grid < -1) | (grid >= 1)).any(-1)] = 128
+    return (out + 1e-6).to(torch.uint8).view(T, 3, H, W).permute(0, 2, 3, 1)     # 99.9... is 100
+
+
+def augment(clip, name, level, sign):
+    """An operation of AutoAugment: uint8 (T, H, W, 3), level 0 to 10, sign +-1, all frames alike."""
+    T, H, W, _ = clip.shape
+    m, s, turn = level / 10, sign * level / 10, sign * level / 10 * np.pi / 6
+    moves = dict(ShearX=(1, .3 * s, .15 * s * H, 0, 1, 0), ShearY=(1, 0, 0, .3 * s, 1, .15 * s * W),
+                 TranslateYRel=(1, 0, 0, 0, 1, .45 * s * H),               # shears fix the top left
+                 Rotate=(np.cos(turn), -np.sin(turn), 0, np.sin(turn), np.cos(turn), 0))
+    if name in moves:
+        return affine(clip, *moves[name])
+    if name == "Color":
+        grey = (clip.float() @ torch.tensor([19595., 38470, 7471]) / 2**16 + 0.5).floor()[..., None]
+        return (grey + (m * 1.8 + 0.1) * (clip - grey)).clamp(0, 255).to(torch.uint8)
+    # The rest are tables of 256 values; Equalize and AutoContrast have one per frame and channel.
+    at = clip + 256 * torch.arange(T * 3).view(T, 1, 1, 3)                 # in all tables, in a row
+    i, low, high = torch.arange(256), clip.amin((1, 2))[..., None], clip.amax((1, 2))[..., None]
+    if name == "Equalize":
+        count = torch.bincount(at.flatten(), minlength=T * 768).view(T, 3, 256)
+        step = (H * W - count.gather(2, high.long())) // 255
+        table = (step // 2 + count.cumsum(2) - count) // step.clamp(min=1)
+        table = torch.where(step > 0, table.clamp(max=255), i)
+    elif name == "AutoContrast":
+        scale = torch.tensor(255.) / (high - low).double()               # 255 / x is 255 * (1 / x)
+        table = torch.where(high > low, (i * scale - low * scale).clamp(0, 255), i.double())
+    else:
+        table = dict(Invert=255 - i, Posterize=i & -(1 << 8 - int(m * 4)),
+                     Solarize=torch.where(i < int(m * 256), i, 255 - i),
+                     SolarizeAdd=torch.where(i < 128, (i + int(m * 110)).clamp(max=255), i))[name]
+    return table.to(torch.uint8).expand(T, 3, 256).flatten()[at]
+
+
+def auto_augment(clip, rng):
+    """AutoAugment (arXiv:1805.09501) on uint8 (T, H, W, 3): 1 of the 25 pairs, all frames alike."""
+    for name, probability, level in AUTO_AUGMENT[rng.integers(len(AUTO_AUGMENT))]:
+        apply, minus = rng.random(2) < (probability, 0.5)
+        if apply:
+            clip = augment(clip, name, level, -1 if minus else 1)
+    return clip
 
 
 # ----------------------------------------------------------------------------- clips -> batch
@@ -353,7 +493,13 @@ def to_device(batch, pipeline, device):
     if "grey" in batch and pipeline["grey"]:
         x = torch.where(batch["grey"].to(device)[:, None, None, None, None], grey_of(x), x)
     mean, std = (torch.tensor(pipeline[key], device=device).view(1, 3, 1, 1, 1) for key in ("mean", "std"))
-    return (x - mean) / std
+    x = (x - mean) / std
+    if "erase" in batch and pipeline["erase"]:
+        top, left, h, w = batch["erase"].to(device)[:, :, None, None].unbind(1)                  # (B, 1, 1)
+        y, z = torch.arange(x.shape[-2], device=device)[:, None], torch.arange(x.shape[-1], device=device)
+        inside = (y >= top) & (y < top + h) & (z >= left) & (z < left + w)                       # (B, S, S)
+        x = x.masked_fill(inside[:, None, None], 0)                     # the mean colour, in all frames
+    return x
 
 
 def mix(x, labels, num_classes, rng, mixup=0.0, cutmix=0.0, switch=0.5, smoothing=0.0):
@@ -426,6 +572,7 @@ def toy_clips(n, seed, num_frames=8, size=64):
     return clips, labels, masks
 
 
+@functools.lru_cache(maxsize=6)
 def toy_split(split, seed, num_frames=8, size=64):
     """'train': 2048 clips. 'val': 256 others, then their exact reversals, noise included. -> clips, labels"""
     if split == "train":

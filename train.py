@@ -62,6 +62,27 @@ RECIPES = {                                # by the family of the model and the 
             "charades": LVT_KINETICS | dict(epochs=60, warmup=5/60, warmup_lr=0.001, smoothing=0.0, mixup=0.0,
                                             views="10x3")},          # from K400 weights
 }
+NOTHING, EVERYTHING = "fixation=none temporal_shift=0 spatial_shift=0", ""
+STUDIES = {                                # name: (the command, {row: what --set changes in it})
+    "temporal": ("--steps 200", {          # questions of the focal paper
+        "as released": "", "no temporal branch": "temporal=False", "no spatial branch": "spatial=False",
+        "sequential, not parallel": "design=sequential", "one 3-d branch": "design=joint3d",
+        "modulators added": "fusion=add", "averaged": "fusion=average", "projected": "fusion=project",
+        "1 level": "levels=1", "3 levels": "levels=3"}),
+    "attention": ("--model lvt_toy --steps 160 --set temp_embed=False stride=16", {
+        "no shifts, no fixation (Table 3)": NOTHING, "spatial shift": "fixation=none temporal_shift=0",
+        "temporal shift": "fixation=none spatial_shift=0", "both shifts": "fixation=none",
+        "fixation": "temporal_shift=0 spatial_shift=0", "both shifts and fixation: the default": EVERYTHING,
+        "fixation, then shifts": "shift_first=False",
+        "separate gates (Table 4)": "fixation=separate", "gates from QK": "fixation=qk",
+        "one gate from QK": "fixation=qk_shared", "gates from QKV": "fixation=qkv",
+        "one gate from QKV, by addition": "fixation_by=add", "by multiplication": "fixation_by=multiply",
+        "relu without offset (Table 5)": "kernel=relu_paper", "elu + 1": "kernel=elu", "sigmoid": "kernel=sigmoid",
+        "no kernel": "kernel=identity", "cosFormer (Table 1)": "kernel=cosformer", "Performer": "kernel=performer",
+        "Linformer": "kernel=linformer", "Orthoformer": "kernel=orthoformer", "softmax": "kernel=softmax",
+        "joint (Table 6)": "pattern=joint", "windowed": "pattern=space spatial_shift=0",
+        "space, then time": "order=space_time"}),
+}
 DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
 
 
@@ -296,6 +317,21 @@ def predict(model, files, classes, s, device):
     return status
 
 
+def study(name, out):
+    """Answers the questions of a paper on the toy data: trains each row of STUDIES from three seeds, prints a table."""
+    command, rows = STUDIES[name]
+    print(f"python train.py {command}; val top-1, %\n| | seeds 0, 1, 2 | mean |\n|---|---|---|")
+    for row, changes in rows.items():
+        top1 = []
+        for seed in range(3):
+            folder = os.path.join(out, "study")
+            with contextlib.redirect_stdout(None):
+                run(command.split() + ["--seed", str(seed), "--out", folder] + ["--set", *changes.split()] * bool(changes))
+            with open(os.path.join(folder, "log.jsonl")) as file:
+                top1.append(json.loads(file.readlines()[-1])["top1"])
+        print(f"| {row} | {', '.join(f'{value:.1f}' for value in top1)} | {np.mean(top1):.1f} |", flush=True)
+
+
 # ----------------------------------------------------------------------------- the command line
 
 def parse(argv):
@@ -327,6 +363,7 @@ def parse(argv):
     flag("--eval", action="store_true", help="evaluate --init on the validation videos")
     flag("--views", metavar="CLIPSxCROPS", help="of the evaluation (default: the recipe's; predict: 1x1)")
     flag("--predict", nargs="+", metavar="VIDEO", help="print the most probable classes of each, with --init")
+    flag("--study", choices=STUDIES, help="a question of the papers, answered on the toy data: a table")
     return parser.parse_args(argv)
 
 
@@ -374,6 +411,8 @@ def resolve(args, saved, device):
 def run(argv):
     """One command, from its words to its exit status. Raises the errors that `main` turns into one line."""
     args = parse(argv)
+    if args.study:
+        return study(args.study, args.out)
     rank, world, local = (int(os.environ.get(key, value)) for key, value in
                           (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     if rank > 0:
