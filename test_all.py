@@ -487,7 +487,7 @@ def test_what_cannot_go_together_raises_with_the_reason():
             create_model("lvt_toy", **options)
     with pytest.raises(ValueError, match="4 frames: the temporal embedding has 8"):
         small_lvt()(torch.randn(1, 3, 4, 56, 56))
-    with pytest.raises(ValueError, match="16 tokens: kernel='linformer' was made for 64"):
+    with pytest.raises(ValueError, match="9 tokens: kernel='linformer' was made for 25"):
         create_model("lvt_toy", kernel="linformer")(torch.randn(1, 3, 8, 32, 32))
 
 
@@ -605,6 +605,78 @@ def test_to_device_flips_the_width_greys_and_normalises():
     close(x[0], torch.tensor(a.transpose(3, 0, 1, 2).copy(), dtype=torch.float32))
     g = clip[1].numpy() @ np.array([.299, .587, .114])
     close(x[1, 1], torch.tensor((g - mean[1]) / std[1], dtype=torch.float32))
+
+
+def test_lvt_sampling_and_crops_are_those_worked_by_hand():
+    ends = [0, 6, 12, 18, 24, 31, 37, 43, 49]                  # 50 frames, T 8: segments of 6.125, rounded half to even
+    assert D.sample_tsn(50, 8).tolist() == [3, 9, 15, 21, 27, 34, 40, 46]              # test clip 0: their middles
+    assert D.sample_tsn(50, 8, clip=1).tolist() == ends[:-1]                           # test clip 1: their starts
+    drawn = np.array([D.sample_tsn(50, 8, np.random.default_rng(seed)) for seed in range(1000)])
+    assert drawn.min(0).tolist() == ends[:-1] and drawn.max(0).tolist() == ends[1:]    # both ends included
+    assert D.sample_dense(300, 8, 4, 0).tolist() == [0, 4, 8, 13, 17, 22, 26, 31]      # 31/7 apart
+    assert D.sample_dense(300, 8, 4, 1).tolist() == [268, 272, 276, 281, 285, 290, 294, 299]
+    assert D.sample_dense(20, 8, 4, .9).tolist() == [0, 4, 8, 13, 17, 19, 19, 19]      # over at 19
+    p = D.PIPELINES["lvt_kinetics"]
+    assert D.frames_of(p, 16, 4, None)(556)[::16].tolist() == [0, 75, 150, 225]        # (556 - 256) v/4
+    boxes = {D.multi_scale_crop(256, 340, np.random.default_rng(k)) for k in range(5000)}
+    assert {box[2:] for box in boxes} == {(a, b) for a in (256, 224, 192, 168) for b in (256, 224, 192, 168)
+                                          if abs((256, 224, 192, 168).index(a) - (256, 224, 192, 168).index(b)) < 2}
+    assert {box[:2] for box in boxes if box[2:] == (192, 168)} == {                    # 13 places, steps of 16 and 43
+        (0, 0), (0, 172), (64, 0), (64, 172), (32, 86), (32, 0), (32, 172), (64, 86), (0, 86), (16, 43), (16, 129),
+        (48, 43), (48, 129)}
+    sides = [D.training_box(256, 340, ("short_side", 256/224, 320/224), np.random.default_rng(k))[2] for k in range(500)]
+    assert min(sides) in (179, 180, 181) and max(sides) in (223, 224)                  # 256 * 224/320, 256 * 224/256
+
+
+def test_erasing_blanks_one_box_in_all_frames():
+    p = D.PIPELINES["lvt_ssv2"]
+    boxes = np.array([D.erase_box(224, 160, np.random.default_rng(k), p["erase"]) for k in range(2000)])
+    erased = boxes[boxes[:, 2] > 0]
+    shares, aspects = erased[:, 2] * erased[:, 3] / 224 / 160, erased[:, 2] / erased[:, 3]
+    assert 0.45 < len(erased) / 2000 < 0.55 and 0.018 < shares.min() < 0.04 and 0.3 < shares.max() < 0.34
+    assert 0.28 < aspects.min() < 0.4 and 2.7 < aspects.max() < 3.5
+    clip = torch.randint(0, 256, (2, 3, 8, 8, 3), dtype=torch.uint8)
+    batch = dict(clip=clip, erase=torch.tensor([[2, 1, 3, 4], [0, 0, 0, 0]]))
+    x = D.to_device(batch, p, torch.device("cpu"))
+    whole = D.to_device(dict(clip=clip), p, torch.device("cpu"))
+    assert (x[0, :, :, 2:5, 1:5] == 0).all() and torch.equal(x[1], whole[1])
+    x[0, :, :, 2:5, 1:5] = whole[0, :, :, 2:5, 1:5]
+    assert torch.equal(x, whole)
+
+
+def test_autoaugment_is_what_pil_computes():
+    """Every operation of policy v0 at levels it uses, with the arguments that timm gives PIL there, worked out by hand."""
+    pil = pytest.importorskip("PIL.Image")
+    from PIL import ImageEnhance, ImageOps
+
+    def move(*matrix):
+        return lambda im: im.transform(im.size, pil.Transform.AFFINE, matrix, pil.Resampling.BILINEAR, fillcolor=(128,) * 3)
+    y, x = np.mgrid[0:40, 0:56]
+    smooth = np.stack([128 + 120 * np.sin(y / 5 + c) * np.cos(x / 7) for c in range(3)], -1).astype(np.uint8)
+    clip = np.stack([smooth, np.random.default_rng(0).integers(40, 200, smooth.shape).astype(np.uint8)])
+    for name, level, sign, reference, tolerance in (
+            ("Invert", 9, 1, ImageOps.invert, 0), ("Equalize", 4, 1, ImageOps.equalize, 0),
+            ("AutoContrast", 2, 1, ImageOps.autocontrast, 0), ("Posterize", 6, 1, lambda im: ImageOps.posterize(im, 2), 0),
+            ("Solarize", 3, 1, lambda im: ImageOps.solarize(im, 76), 0),
+            ("SolarizeAdd", 7, 1, lambda im: im.point([i + 77 if i < 128 else i for i in range(256)] * 3), 0),
+            ("Color", 9, 1, lambda im: ImageEnhance.Color(im).enhance(1.72), 1),
+            ("ShearX", 9, -1, move(1, -.27, 0, 0, 1, 0), 1), ("ShearY", 4, 1, move(1, 0, 0, .12, 1, 0), 1),
+            ("TranslateYRel", 9, 1, move(1, 0, 0, 0, 1, .405 * 40), 1),
+            ("Rotate", 8, -1, lambda im: im.rotate(-24, pil.Resampling.BILINEAR, fillcolor=(128,) * 3), 1)):
+        ours = D.augment(torch.from_numpy(clip), name, level, sign).numpy().astype(int)
+        theirs = np.stack([np.asarray(reference(pil.fromarray(frame))) for frame in clip])
+        assert np.abs(ours - theirs).max() <= tolerance, name
+    # timm's policy v0: initials (A SolarizeAdd, O AutoContrast, T TranslateYRel), 10 x probability, level
+    policy = ("E8,1 Y8,4|C4,9 E6,3|C4,1 R6,8|S8,3 E4,7|S4,2 S6,2|C2,0 E8,8|E4,8 A8,3|X2,9 R6,8|C6,1 E10,2|I4,9 R6,0|"
+              "E10,9 Y6,3|C4,7 E6,0|P4,6 O4,7|S6,8 C6,9|S2,4 R8,9|R10,7 T8,9|X0,0 S8,4|Y8,0 C6,4|C10,0 R6,2|E8,4 E0,8|"
+              "E10,4 O6,2|Y4,7 A6,7|P8,2 S6,10|S6,8 E6,1|C8,6 R4,5")
+    letters = {"SolarizeAdd": "A", "AutoContrast": "O", "ShearX": "X", "ShearY": "Y"}
+    assert policy == "|".join(" ".join(f"{letters.get(name, name[0])}{round(10 * p)},{level}" for name, p, level in pair)
+                              for pair in D.AUTO_AUGMENT)
+    still = torch.from_numpy(clip[:1]).expand(3, -1, -1, -1)
+    for seed in range(60):
+        out = D.auto_augment(still, np.random.default_rng(seed))
+        assert torch.equal(out, out[:1].expand_as(out))                                # all frames alike
 
 
 def test_mixing_keeps_the_promise_of_its_targets():
