@@ -2,8 +2,8 @@
 From video files to batches: find, decode, sample and crop on the CPU; colours, flips and mixing on
 the device, a batch at a time.
 
-    file -> frames   decode only what was asked for: from the key frame before it, without the frames
-                     that nobody refers to
+    file -> frames   decode only what was asked for: from the key frame before it, without the
+                     frames that nobody refers to
     frames -> clip   T indices over the whole video, one crop for all of them: uint8 (T, S, S, 3)
     clips -> batch   uint8 clips and a few random numbers -> float (B, 3, T, S, S), normalised
 
@@ -16,9 +16,9 @@ classes are pairs of each other's time reversals, so a network that is blind to 
 cannot tell the two of a pair apart.
 
 Source: the pipeline released with arXiv:2307.06947; where ours differs, the line says so.
-Try it: python data.py --show sheet.png                          what the network gets, drawn
-        python data.py --data k400 --root DIR --show sheet.png   the same from files; what is missing
-        python data.py --make_toy DIR                            the toy data as mp4 files
+Try it: python data.py --show sheet.png                         what the network gets, drawn
+        python data.py --data k400 --root DIR --show sheet.png  the same from files; what is missing
+        python data.py --make_toy DIR                           the toy data as mp4 files
 """
 import argparse
 import collections
@@ -38,8 +38,8 @@ from av.video.reformatter import VideoReformatter
 VIDEO_FILES = (".mp4", ".webm", ".avi", ".mkv", ".mov")
 NAMED = ("k400", "k600", "ssv2", "diving48", "activitynet")       # class names in assets/classes/
 
-# How a clip is cut and coloured; train.py's recipes add how it is learned, and its `--set key=value`
-# reaches any number here.
+# How a clip is cut and coloured; train.py's recipes add how it is learned, and its
+# `--set key=value` reaches any number here.
 OFF = dict(sampling="segments", interval=1, margin=1.0, crop=None, flip=0.0, jitter=0.0,
            jitter_per_frame=False, grey=0.0, auto_augment=False, erase=0.0)
 PIPELINES = {
@@ -83,7 +83,7 @@ def every_frame(path):
 
 
 def wanted_frames(codec, packets, wanted):
-    """Decode as little as gives the timestamps `wanted` (sorted) -> {timestamp: frame}, {} if damaged."""
+    """Decode as little as gives the sorted times `wanted` -> {timestamp: frame}, {} if damaged."""
     keys = [k for k, packet in enumerate(packets) if packet.is_keyframe]
     targets, found = set(wanted), {}
     at, shown = 0, -1 << 62                         # the next packet; the newest frame that came out
@@ -111,8 +111,8 @@ def wanted_frames(codec, packets, wanted):
 def read_clip(path, choose, short_side=None):
     """
     Frames of a video. choose(num_frames) -> indices, in any order, repeats allowed.
-    Returns uint8 (len(indices), H, W, 3), RGB, upright. short_side: resize to it, in pixels, keeping
-    the aspect (bilinear with antialiasing, in the decoder; the released pipeline's has none).
+    Returns uint8 (len(indices), H, W, 3), RGB, upright. short_side: resize to it, keeping the
+    aspect (bilinear with antialiasing, in the decoder; the released pipeline's has none).
 
     mp4, mov, webm, mkv: the packets' timestamps are the table of frames, and only what is needed is
     decoded. Elsewhere (avi) timestamps lie: frames are counted by decoding them, then read.
@@ -129,10 +129,12 @@ def read_clip(path, choose, short_side=None):
             table = [p.pts for p in packets if not p.is_discard]     # discard: cut by an edit list
             frames = None
             honest = any(name in container.format.name for name in ("mp4", "matroska"))
-            if honest and all(p.pts is not None for p in packets) and len(set(table)) == len(table) > 0:
+            if (honest and all(p.pts is not None for p in packets)
+                    and len(set(table)) == len(table) > 0):
                 table.sort()
                 indices = choose(len(table))
-                found = wanted_frames(stream.codec_context, packets, sorted({table[i] for i in indices}))
+                found = wanted_frames(stream.codec_context, packets,
+                                      sorted({table[i] for i in indices}))
                 frames = [found.get(table[i]) for i in indices]
         if frames is None or None in frames:                         # the slow way: decode all, twice
             good = [frame.pts for frame in every_frame(path)]
@@ -161,7 +163,8 @@ def read_clip(path, choose, short_side=None):
     reformatter, images = VideoReformatter(), {}
     for frame in frames:                                             # a repeated frame is converted once
         if id(frame) not in images:
-            rgb = reformatter.reformat(frame, width, height, "rgb24", interpolation="BILINEAR").to_ndarray()
+            rgb = reformatter.reformat(
+                frame, width, height, "rgb24", interpolation="BILINEAR").to_ndarray()
             images[id(frame)] = np.rot90(rgb, round(frame.rotation / 90))    # phones note the turn beside
     return torch.from_numpy(np.stack([images[id(frame)] for frame in frames]))
 
@@ -169,7 +172,7 @@ def read_clip(path, choose, short_side=None):
 # ----------------------------------------------------------------------------- frames -> clip
 
 def sample_train(n, T, interval, rng):
-    """One random frame from each of T equal segments of n frames. 300 frames, T 8: segments of 37."""
+    """One random frame from each of T equal segments of n. 300 frames, T 8: segments of 37."""
     usable = max(n - interval + 1, 0)
     segment = usable // T
     if segment > 0:
@@ -213,16 +216,18 @@ def sample_dense(n, T, interval, position):
 
 
 def frames_of(p, T, clips, rng):
-    """-> choose(n), the indices of a pipeline p: (T,) in training, (clips * T,) in evaluation (rng None)."""
+    """-> choose(n), a pipeline's indices: (T,) in training, (clips * T,) in evaluation (no rng)."""
     def choose(n):
         if p["sampling"] == "tsn":
             if rng or clips <= 2:                   # as released: test clip 0 the middles, clip 1 the starts
                 return np.concatenate([sample_tsn(n, T, rng, v) for v in range(clips)])
         elif p["sampling"] == "dense":              # as released: test clips start at v/clips, never at the end
-            where = [rng.random()] if rng else [0.5] if clips == 1 else [v / clips for v in range(clips)]
+            where = ([rng.random()] if rng else [0.5] if clips == 1
+                     else [v / clips for v in range(clips)])
             return np.concatenate([sample_dense(n, T, p["interval"], x) for x in where])
         elif rng or clips == 1:
-            return sample_train(n, T, p["interval"], rng) if rng else sample_val(n, T, p["interval"])
+            return (sample_train(n, T, p["interval"], rng) if rng
+                    else sample_val(n, T, p["interval"]))
         return sample_test(n, T, clips).reshape(-1)
     return choose
 
@@ -263,7 +268,7 @@ def erase_box(height, width, rng, p):
 
 
 def training_box(height, width, crop, rng):
-    """(top, left, h, w) of a pipeline's crop: ('area', low, high), ('short_side', low, high), ('multi_scale',)."""
+    """(top, left, h, w) of a crop ('area' or 'short_side', low, high), or ('multi_scale',)."""
     if crop[0] == "area":
         return random_box(height, width, crop[1:], rng)
     if crop[0] == "multi_scale":
@@ -279,10 +284,11 @@ def crop_offsets(height, width, size, crops):
 
 
 def resize(clip, size):
-    """uint8 (T, H, W, 3) -> (T, size, size, 3), bilinear without antialiasing, as cv2 in the released code."""
+    """uint8 (T, H, W, 3) -> (T, size, size, 3), bilinear, no antialiasing, as released (cv2)."""
     if clip.shape[1:3] == (size, size):
         return clip
-    return F.interpolate(clip.permute(0, 3, 1, 2), (size, size), mode="bilinear").permute(0, 2, 3, 1)
+    return F.interpolate(
+        clip.permute(0, 3, 1, 2), (size, size), mode="bilinear").permute(0, 2, 3, 1)
 
 
 def parse_views(views):
@@ -303,11 +309,12 @@ class VideoSet(torch.utils.data.Dataset):
 
     A sample is a dict: clip, uint8 (T, S, S, 3) in training and (views, T, S, S, 3) otherwise, S =
     image_size; label; index; bad, '' or why this video cannot be used; in training also flip, grey,
-    colour (T, 4) and erase (4,), for `to_device`. A bad video is replaced in training, by a sample drawn from
-    the same generator, and never in evaluation: there it stays, as zeros.
+    colour (T, 4) and erase (4,), for `to_device`. A bad video is replaced in training, by a sample
+    drawn from the same generator, and never in evaluation: there it stays, as zeros.
     """
 
-    def __init__(self, clips, labels, classes, pipeline, num_frames, image_size, seed=0, views=None):
+    def __init__(self, clips, labels, classes, pipeline, num_frames, image_size, seed=0,
+                 views=None):
         self.clips, self.labels, self.classes, self.pipeline = clips, labels, classes, pipeline
         self.num_frames, self.image_size, self.seed = num_frames, image_size, seed
         self.views = views and parse_views(views)
@@ -345,8 +352,8 @@ class VideoSet(torch.utils.data.Dataset):
         rows = T if p["jitter_per_frame"] else 1
         colour = rng.uniform((.6, .6, .8, -.1), (1.4, 1.4, 1.2, .1), (rows, 4))
         colour = np.broadcast_to(colour if jitter else (1, 1, 1, 0), (T, 4))   # brightness, contrast, saturation, hue
-        return dict(clip=resize(frames, size), label=self.labels[j], index=i, bad=bad, flip=flip, grey=grey,
-                    colour=torch.tensor(colour, dtype=torch.float32),
+        return dict(clip=resize(frames, size), label=self.labels[j], index=i, bad=bad, flip=flip,
+                    grey=grey, colour=torch.tensor(colour, dtype=torch.float32),
                     erase=torch.tensor(erase_box(size, size, rng, p["erase"])))
 
     def evaluation_sample(self, i):
@@ -396,7 +403,7 @@ def affine(clip, a, b, c, d, e, f):
 
 
 def augment(clip, name, level, sign):
-    """An operation of AutoAugment: uint8 (T, H, W, 3), level 0 to 10, sign +-1, all frames alike."""
+    """An operation of AutoAugment: uint8 (T, H, W, 3), level 0..10, sign +-1, all frames alike."""
     T, H, W, _ = clip.shape
     m, s, turn = level / 10, sign * level / 10, sign * level / 10 * np.pi / 6
     moves = dict(ShearX=(1, .3 * s, .15 * s * H, 0, 1, 0), ShearY=(1, 0, 0, .3 * s, 1, .15 * s * W),
@@ -438,9 +445,9 @@ def auto_augment(clip, rng):
 
 def stream(n, batch_size, seed, start, stop, rank=0, world=1):
     """
-    Batches `start` to `stop` - 1 of training, as lists of (epoch, i). Every epoch is a permutation of
-    the n samples, drawn from (seed, epoch) and cut into global batches of world * batch_size; each
-    process takes its part of them. What does not fill a batch is dropped, another rest every epoch.
+    Batches `start` to `stop` - 1 of training, as lists of (epoch, i). Every epoch is a permutation
+    of the n samples, drawn from (seed, epoch) and cut into global batches of world * batch_size;
+    each process takes its part. What does not fill a batch is dropped, another rest every epoch.
     """
     per_epoch = n // (batch_size * world)
     for k in range(start, stop):
@@ -457,8 +464,9 @@ def leave_ctrl_c_to_the_parent(worker):
 
 def loader(dataset, batches, workers, device):
     """A DataLoader over an iterable of lists of (epoch, i)."""
-    return torch.utils.data.DataLoader(dataset, batch_sampler=batches, num_workers=workers,
-                                       pin_memory=device.type == "cuda", worker_init_fn=leave_ctrl_c_to_the_parent)
+    return torch.utils.data.DataLoader(
+        dataset, batch_sampler=batches, num_workers=workers, pin_memory=device.type == "cuda",
+        worker_init_fn=leave_ctrl_c_to_the_parent)
 
 
 def grey_of(x):
@@ -478,25 +486,29 @@ def colour_jitter(x, colour):
     value, chroma = x.amax(1, keepdim=True), x.amax(1, keepdim=True) - x.amin(1, keepdim=True)
     r, g, b = x.split(1, dim=1)
     c = chroma.clamp(min=1e-8)                                     # grey has no hue: any will do
-    h = torch.where(value == r, (g - b) / c, torch.where(value == g, (b - r) / c + 2, (r - g) / c + 4))
+    h = torch.where(value == r, (g - b) / c,
+                    torch.where(value == g, (b - r) / c + 2, (r - g) / c + 4))
     k = (torch.tensor([5., 3., 1.], device=x.device).view(1, 3, 1, 1, 1) + h + 6 * hue) % 6
     return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)    # HSV -> RGB, one formula for all three
 
 
 def to_device(batch, pipeline, device):
-    """A loaded batch -> what the network takes: uint8 (.., T, S, S, 3) -> float (B, 3, T, S, S), normalised."""
-    x = batch["clip"].flatten(0, -5).to(device, non_blocking=True).permute(0, 4, 1, 2, 3).float() / 255
+    """A batch for the network: uint8 (.., T, S, S, 3) -> float (B, 3, T, S, S), normalised."""
+    x = (batch["clip"].flatten(0, -5).to(device, non_blocking=True)
+         .permute(0, 4, 1, 2, 3).float() / 255)
     if "flip" in batch and pipeline["flip"]:
         x = torch.where(batch["flip"].to(device)[:, None, None, None, None], x.flip(-1), x)
     if "colour" in batch and pipeline["jitter"]:
         x = colour_jitter(x, batch["colour"].to(device))
     if "grey" in batch and pipeline["grey"]:
         x = torch.where(batch["grey"].to(device)[:, None, None, None, None], grey_of(x), x)
-    mean, std = (torch.tensor(pipeline[key], device=device).view(1, 3, 1, 1, 1) for key in ("mean", "std"))
+    mean, std = (torch.tensor(pipeline[key], device=device).view(1, 3, 1, 1, 1)
+                 for key in ("mean", "std"))
     x = (x - mean) / std
     if "erase" in batch and pipeline["erase"]:
         top, left, h, w = batch["erase"].to(device)[:, :, None, None].unbind(1)                  # (B, 1, 1)
-        y, z = torch.arange(x.shape[-2], device=device)[:, None], torch.arange(x.shape[-1], device=device)
+        y, z = (torch.arange(x.shape[-2], device=device)[:, None],
+                torch.arange(x.shape[-1], device=device))
         inside = (y >= top) & (y < top + h) & (z >= left) & (z < left + w)                       # (B, S, S)
         x = x.masked_fill(inside[:, None, None], 0)                     # the mean colour, in all frames
     return x
@@ -504,9 +516,9 @@ def to_device(batch, pipeline, device):
 
 def mix(x, labels, num_classes, rng, mixup=0.0, cutmix=0.0, switch=0.5, smoothing=0.0):
     """
-    Smoothed targets, then mixup or CutMix with a permutation of the batch, one lambda for all of it.
-    x (B, 3, T, H, W), labels (B,) -> x, targets (B, num_classes). mixup, cutmix: alpha of their Beta,
-    0 = off; switch: probability of CutMix where both are on. Source: arXiv:1710.09412, 1905.04899.
+    Smoothed targets, then mixup or CutMix with a permutation of the batch, one lambda for all.
+    x (B, 3, T, H, W), labels (B,) -> x, targets (B, num_classes). mixup, cutmix: alpha of the Beta,
+    0 = off; switch: probability of CutMix if both are on. Source: arXiv:1710.09412, 1905.04899.
     """
     targets = torch.full((len(x), num_classes), smoothing / num_classes, device=x.device)
     targets.scatter_(1, labels[:, None], 1 - smoothing + smoothing / num_classes)
@@ -516,8 +528,10 @@ def mix(x, labels, num_classes, rng, mixup=0.0, cutmix=0.0, switch=0.5, smoothin
     if cutmix and (not mixup or rng.random() < switch):
         H, W = x.shape[-2:]
         share = (1 - rng.beta(cutmix, cutmix))**0.5                # of each side; the same box in every frame
-        cy, cx, half_h, half_w = rng.integers(H), rng.integers(W), int(H * share) // 2, int(W * share) // 2
-        top, bottom, left, right = max(cy - half_h, 0), min(cy + half_h, H), max(cx - half_w, 0), min(cx + half_w, W)
+        cy, cx, half_h, half_w = (
+            rng.integers(H), rng.integers(W), int(H * share) // 2, int(W * share) // 2)
+        top, bottom, left, right = (max(cy - half_h, 0), min(cy + half_h, H),
+                                    max(cx - half_w, 0), min(cx + half_w, W))
         x = x.clone()
         x[..., top:bottom, left:right] = x[partner][..., top:bottom, left:right]
         keep = 1 - (bottom - top) * (right - left) / (H * W)       # what is left of the clip, after clipping
@@ -535,10 +549,10 @@ TOY_CLASSES = ["left", "right", "up", "down", "clockwise", "anticlockwise", "gro
 def toy_clips(n, seed, num_frames=8, size=64):
     """
     n clips of a moving L -> uint8 (n, T, S, S, 3), labels (n,), masks of the L bool (n, T, S, S).
-    Lengths in units of half the canvas, [-1, 1] each way, y down; time from -.5 to .5. Every motion is
-    odd in time: the reversed clip is a clip of the partner class, c ^ 1, with the same place, size,
-    angle, speed and colours. The ranges are what makes it learnable: with any two colours, smaller
-    shapes or slower turns a small network stays at chance. 3 ms a clip.
+    Lengths in units of half the canvas, [-1, 1] each way, y down; time from -.5 to .5. Every motion
+    is odd in time: the reversed clip is a clip of the partner class, c ^ 1, with the same place,
+    size, angle, speed and colours. The ranges are what makes it learnable: with any two colours,
+    smaller shapes or slower turns a small network stays at chance. 3 ms a clip.
     """
     g = torch.Generator().manual_seed(seed)
 
@@ -546,7 +560,7 @@ def toy_clips(n, seed, num_frames=8, size=64):
         return torch.rand(n, *shape, generator=g) * (high - low) + low
 
     labels = torch.arange(n) % 8
-    t = torch.linspace(-0.5, 0.5, num_frames) * (labels % 2 * 2 - 1)[:, None]          # (n, T) even classes run backwards
+    t = torch.linspace(-0.5, 0.5, num_frames) * (labels % 2 * 2 - 1)[:, None]          # (n, T) even classes backwards
     left, up, turn, grow = (labels[:, None] // 2 == kind for kind in range(4))
     centre, angle, radius = uniform(-.3, .3, 2, 1), uniform(0, 2 * torch.pi, 1), uniform(.38, .5, 1)
     x = centre[:, 0] + left * t * uniform(.5, .9, 1)
@@ -562,19 +576,20 @@ def toy_clips(n, seed, num_frames=8, size=64):
         x0, y0, a, r = (value[i:i+32, :, None, None] for value in (x, y, angle, radius))
         dx, dy = grid - x0, grid[:, None] - y0                                         # (32, T, 1, S), (32, T, S, 1)
         u, v = (dx * a.cos() + dy * a.sin()) / r, (dy * a.cos() - dx * a.sin()) / r    # in the frame of the L
-        bar = torch.maximum(u.abs() - 1, (v - .6).abs() - .35)                         # distance to its foot, < 0 inside
+        bar = torch.maximum(u.abs() - 1, (v - .6).abs() - .35)                         # distance to its foot, < 0 in it
         stem = torch.maximum((u - .65).abs() - .35, v.abs() - .95)                     # and to its stem
         alpha = (0.5 - torch.minimum(bar, stem) * r * size / 2).clamp(0, 1)            # one pixel of anti-aliasing
         low, high = (c[i:i+32, None, None, None] for c in (ground, colour))
         image = low + alpha[..., None] * (high - low)
         image += 0.05 * torch.randn(image.shape, generator=g)
-        clips[i:i+32], masks[i:i+32] = (image * 255 + 0.5).clamp(0, 255).to(torch.uint8), alpha > 0.5
+        clips[i:i+32], masks[i:i+32] = (
+            (image * 255 + 0.5).clamp(0, 255).to(torch.uint8), alpha > 0.5)
     return clips, labels, masks
 
 
 @functools.lru_cache(maxsize=6)
 def toy_split(split, seed, num_frames=8, size=64):
-    """'train': 2048 clips. 'val': 256 others, then their exact reversals, noise included. -> clips, labels"""
+    """-> clips, labels. 'train': 2048. 'val': 256 others, then their exact reversals, noise too."""
     if split == "train":
         return toy_clips(2048, 2 * seed, num_frames, size)[:2]
     clips, labels, _ = toy_clips(256, 2 * seed + 1, num_frames, size)
@@ -588,7 +603,8 @@ def make_toy(folder, seed=0):
         for name in TOY_CLASSES:
             os.makedirs(os.path.join(folder, split, name), exist_ok=True)
         for i, (clip, label) in enumerate(zip(clips.numpy(), labels)):
-            with av.open(os.path.join(folder, split, TOY_CLASSES[label], f"{i:05d}.mp4"), "w") as container:
+            with av.open(os.path.join(folder, split, TOY_CLASSES[label], f"{i:05d}.mp4"),
+                         "w") as container:
                 video = container.add_stream("libx264", rate=8, options={"crf": "12"})
                 video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
                 for image in clip:
@@ -600,7 +616,8 @@ def make_toy(folder, seed=0):
 # ----------------------------------------------------------------------------- what is on the disk
 
 NO_DATA = """no {split} videos of {data} in {root}. One of these is expected there:
-  {root}/annotations/{split}.csv and {root}/{split}/ID_START_END.mp4    Kinetics, as the CVDF scripts leave it
+  {root}/annotations/{split}.csv and {root}/{split}/ID_START_END.mp4    Kinetics, as the CVDF \
+scripts leave it
   {root}/{split}/CLASS/*.mp4    class folders (or videos_{split}/, {split}_256/)
   {root}/{split}.csv or .txt    a list, one 'path label' or 'path,label' a line
 have the videos elsewhere: --root DIR      just looking: python train.py"""
@@ -619,25 +636,28 @@ def plain(label):
 
 
 def videos_below(folder):
-    return [os.path.join(where, name) for where, _, names in sorted(os.walk(folder)) for name in sorted(names)
+    return [os.path.join(where, name) for where, _, names in sorted(os.walk(folder))
+            for name in sorted(names)
             if name.lower().endswith(VIDEO_FILES) and not name.startswith("._")]       # ._x.mp4: litter of archives
 
 
 def find_split(data, root, split):
     """
-    -> (where, rows, unlabelled) or None if there is nothing: rows are (path, label), a path that is not
-    on the disk is None; labels are strings, names or numbers. Raises ValueError for an unreadable list.
+    -> (where, rows, unlabelled) or None for nothing: rows are (path, label), path None if it is not
+    on the disk; labels are strings, names or numbers. Raises ValueError for an unreadable list.
     """
     if os.path.isfile(data):                                       # my_train.txt brings my_val.txt, if there is one
         beside = os.path.join(os.path.dirname(data), os.path.basename(data).replace("train", split))
         lists, root = [beside, data], root if os.path.isdir(root) else os.path.dirname(data)
     else:
-        lists = [os.path.join(root, name + kind) for name in (f"annotations/{split}", split) for kind in (".csv", ".txt")]
+        lists = [os.path.join(root, name + kind) for name in (f"annotations/{split}", split)
+                 for kind in (".csv", ".txt")]
     listing = next((path for path in lists if os.path.isfile(path)), None)
     names = (split, f"videos_{split}", f"{split}_256", f"videos/{split}")
     folder = next((path for name in names if os.path.isdir(path := os.path.join(root, name))), None)
     if listing is None:
-        rows = [(path, os.path.basename(os.path.dirname(path))) for path in videos_below(folder)] if folder else []
+        rows = [(path, os.path.basename(os.path.dirname(path)))
+                for path in videos_below(folder)] if folder else []
         return (folder, rows, 0) if rows else None
     with open(listing, newline="", encoding="utf-8-sig") as file:
         lines = file.read().splitlines()
@@ -647,13 +667,15 @@ def find_split(data, root, split):
             videos += videos_below(os.path.join(root, "replacement"))
         on_disk = {os.path.basename(path)[:11]: path for path in videos}
         rows = {row["youtube_id"]: row["label"] for row in csv.DictReader(lines)}
-        return listing, [(on_disk.get(key), label) for key, label in rows.items()], len(on_disk.keys() - rows.keys())
+        return (listing, [(on_disk.get(key), label) for key, label in rows.items()],
+                len(on_disk.keys() - rows.keys()))
     rows = []
     for number, line in enumerate(lines, 1):
         separator = "," if line.rpartition(",")[2].strip().isdigit() else None
         path, *label = line.rsplit(separator, 1)
         if not (label and label[0].strip().isdigit()):
-            raise ValueError(f"{listing}, line {number}: {line!r} is not 'path label' or 'path,label' with a number as label")
+            raise ValueError(f"{listing}, line {number}: {line!r} is not 'path label' "
+                             "or 'path,label' with a number as label")
         path = os.path.join(root, path.strip())
         rows.append((path if os.path.isfile(path) else None, label[0].strip()))
     return listing, rows, 0
@@ -661,19 +683,21 @@ def find_split(data, root, split):
 
 def open_data(data, root, splits, pipeline, num_frames, image_size, seed=0, views="1x1"):
     """
-    A data set -> {split: VideoSet}; prints what was found. data: toy, a name of NAMED, a folder or a
-    list file. 'train' has training's samples, any other split evaluation's. Class names that are all
-    official have the official index, others their rank. Raises FileNotFoundError with the expected
-    layout, ValueError for unknown names and labels.
+    A data set -> {split: VideoSet}; prints what was found. data: toy, a name of NAMED, a folder or
+    a list file. 'train' has training's samples, any other split evaluation's. Class names that are
+    all official have the official index, others their rank. Raises FileNotFoundError with the
+    expected layout, ValueError for unknown names and labels.
     """
     if data == "toy":
-        return {split: VideoSet(clips, labels.tolist(), TOY_CLASSES, pipeline, num_frames, image_size, seed,
-                                None if split == "train" else views)
-                for split in splits for clips, labels in [toy_split(split, seed, num_frames, image_size)]}
+        return {split: VideoSet(clips, labels.tolist(), TOY_CLASSES, pipeline, num_frames,
+                                image_size, seed, None if split == "train" else views)
+                for split in splits
+                for clips, labels in [toy_split(split, seed, num_frames, image_size)]}
     if os.path.isdir(data):
         root = data
     elif not os.path.isfile(data) and data not in NAMED:
-        raise ValueError(f"--data {data}: neither a folder, nor a list file, nor one of toy, {', '.join(NAMED)}")
+        raise ValueError(f"--data {data}: neither a folder, nor a list file, "
+                         f"nor one of toy, {', '.join(NAMED)}")
     found = {split: find_split(data, root, split) for split in ("train", "val")}
     labels = {label for part in found.values() if part for _, label in part[1]}
     classes = class_names(data) if data in NAMED else None
@@ -681,7 +705,8 @@ def open_data(data, root, splits, pipeline, num_frames, image_size, seed=0, view
         classes = classes or [str(k) for k in range(max(map(int, labels), default=0) + 1)]
         index = {label: int(label) for label in labels}
         if labels and max(index.values()) >= len(classes):
-            raise ValueError(f"label {max(index.values())} in {root}, but {data} has {len(classes)} classes, 0 to {len(classes) - 1}")
+            raise ValueError(f"label {max(index.values())} in {root}, but {data} has "
+                             f"{len(classes)} classes, 0 to {len(classes) - 1}")
     else:
         official = {plain(name): k for k, name in enumerate(classes or [])}
         if not all(plain(label) in official for label in labels):
@@ -693,19 +718,21 @@ def open_data(data, root, splits, pipeline, num_frames, image_size, seed=0, view
         rows = [row for row in found[split][1] if row[0]] if found[split] else []
         if found[split]:
             where, listed, unlabelled = found[split]
-            print(f"{split}: {where} lists {len(listed)} videos, {len(rows)} are there, {len(listed) - len(rows)} missing"
+            print(f"{split}: {where} lists {len(listed)} videos, {len(rows)} are there, "
+                  f"{len(listed) - len(rows)} missing"
                   + f", {unlabelled} more have no label" * bool(unlabelled))
         if not rows:
             raise FileNotFoundError(NO_DATA.format(split=split, data=data, root=root))
-        sets[split] = VideoSet([path for path, _ in rows], [index[label] for _, label in rows], classes, pipeline, num_frames,
-                               image_size, seed, None if split == "train" else views)
+        sets[split] = VideoSet([path for path, _ in rows], [index[label] for _, label in rows],
+                               classes, pipeline, num_frames, image_size, seed,
+                               None if split == "train" else views)
     return sets
 
 
 # ----------------------------------------------------------------------------- looking at it
 
 def contact_sheet(dataset, path, rows=8):
-    """Draws training clips as the network gets them, one a row, with their labels: every class once, then again."""
+    """Draws training clips as the network gets them, one a row, labelled; each class once first."""
     try:
         import matplotlib
     except ImportError:
@@ -719,23 +746,30 @@ def contact_sheet(dataset, path, rows=8):
     chosen = np.lexsort((dataset.labels, turn))[:rows]
     batch = torch.utils.data.default_collate([dataset[0, int(i)] for i in chosen])
     as_is = dict(dataset.pipeline, mean=(0., 0., 0.), std=(1., 1., 1.))
-    strips = to_device(batch, as_is, torch.device("cpu")).clamp(0, 1).permute(0, 3, 2, 4, 1).flatten(2, 3)   # (B, S, T*S, 3)
-    figure, axes = plt.subplots(len(chosen), 1, figsize=(dataset.num_frames, 1.05 * len(chosen)), squeeze=False)
+    strips = (to_device(batch, as_is, torch.device("cpu")).clamp(0, 1)
+              .permute(0, 3, 2, 4, 1).flatten(2, 3))                                   # (B, S, T*S, 3)
+    figure, axes = plt.subplots(len(chosen), 1, figsize=(dataset.num_frames, 1.05 * len(chosen)),
+                                squeeze=False)
     for axis, strip, label in zip(axes[:, 0], strips, batch["label"]):
         axis.imshow(strip)
         axis.set(xticks=[], yticks=[])
         axis.set_ylabel(dataset.classes[label], rotation=0, ha="right", va="center")
     figure.subplots_adjust(hspace=0.05)
     figure.savefig(path, dpi=80, bbox_inches="tight")
-    print(f"{path}: {len(chosen)} clips, {dataset.num_frames} frames of {dataset.image_size} x {dataset.image_size} pixels")
+    print(f"{path}: {len(chosen)} clips, {dataset.num_frames} frames of "
+          f"{dataset.image_size} x {dataset.image_size} pixels")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Check a data set, draw what the network sees, write the toy data as mp4.")
-    parser.add_argument("--data", default="toy", help=f"toy, {', '.join(NAMED)}, a folder, or a list file (default toy)")
+    parser = argparse.ArgumentParser(
+        description="Check a data set, draw what the network sees, write the toy data as mp4.")
+    parser.add_argument("--data", default="toy", help=f"toy, {', '.join(NAMED)}, a folder, "
+                        "or a list file (default toy)")
     parser.add_argument("--root", help="where the videos are (default data/NAME)")
-    parser.add_argument("--show", metavar="PNG", help="draw training clips as the network gets them")
-    parser.add_argument("--make_toy", metavar="DIR", help="write the toy data as mp4 files in class folders, then stop")
+    parser.add_argument("--show", metavar="PNG",
+                        help="draw training clips as the network gets them")
+    parser.add_argument("--make_toy", metavar="DIR",
+                        help="write the toy data as mp4 files in class folders, then stop")
     args = parser.parse_args()
     if args.make_toy:
         sys.exit(make_toy(args.make_toy))
@@ -746,6 +780,7 @@ if __name__ == "__main__":
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"error: {error}")
     for split, dataset in sets.items():
-        print(f"{split}: {len(dataset)} clips of {len(set(dataset.labels))} of {len(dataset.classes)} classes")
+        print(f"{split}: {len(dataset)} clips of {len(set(dataset.labels))} "
+              f"of {len(dataset.classes)} classes")
     if args.show:
         contact_sheet(sets["train"], args.show)

@@ -1,8 +1,8 @@
 """
-The claims of this repository, each checked against something that is not it: outputs of the released
+The claims of this repository, each checked against something else: outputs of the released
 networks, torch's or Python's own operators, formulas written out slowly, numbers worked by hand.
 
-    pytest -q            everything, on a CPU        pytest -q -k focal       the claims about one thing
+    pytest -q            everything, on a CPU     pytest -q -k focal     the claims about one thing
 
 assets/golden/*.pt hold outputs of the released networks for weights and inputs that `filled` and
 `seeded` make again from nothing but names, shapes and seeds, so no weights are shipped.
@@ -44,7 +44,7 @@ def seeded(shape, seed):
 
 
 def filled(manifest):
-    """{key: shape} -> {key: weights}: norms 1 +- .2, matrices N(0, 1/fan_in), biases +- .1, gates twice."""
+    """{key: shape} -> weights: norms 1 +- .2, matrices N(0, 1/fan_in), biases +- .1, gates x 2."""
     state = {}
     for key, shape in manifest.items():
         generator = torch.Generator().manual_seed(zlib.crc32(key.encode()) % 2**31)
@@ -62,10 +62,12 @@ def filled(manifest):
 
 
 def small_focal(**changes):
-    return create_model("focal_t", **{**dict(num_classes=11, image_size=64, dim=32, depths=(1, 1, 2, 1)), **changes}).eval()
+    return create_model("focal_t", **{
+        **dict(num_classes=11, image_size=64, dim=32, depths=(1, 1, 2, 1)), **changes}).eval()
 
 
-FOCAL = {"focal_tiny": {}, "focal_tiny_tubelet2": dict(tubelet=2), "focal_convembed": dict(conv_embed=True),
+FOCAL = {"focal_tiny": {}, "focal_tiny_tubelet2": dict(tubelet=2),
+         "focal_convembed": dict(conv_embed=True),
          "focal_layerscale_postln": dict(layerscale=True, postln=True)}
 
 
@@ -83,7 +85,8 @@ def test_focal_computes_what_the_released_network_computes(name):
         close(logits, record["logits64"], rtol=0, atol=1e-9)
         (logits * seeded(logits.shape, record["grad_probe_seed"]).double()).sum().backward()
         norms = {key: p.grad.norm().item() for key, p in model.named_parameters()}
-        expected = {key: float(norm) for key, norm in our_names(model, record["grad_norms"]).items()}
+        expected = {key: float(norm)
+                    for key, norm in our_names(model, record["grad_norms"]).items()}
         assert norms == pytest.approx(expected, rel=1e-6)
 
 
@@ -106,11 +109,12 @@ def test_fresh_inflation_leaves_the_temporal_branch_and_swaps_the_head():
     after = model.state_dict()
     assert sorted(done["left_over"]) == ["head.bias", "head.weight"]
     assert all(torch.equal(before[key], after[key]) for key in done["fresh"])
-    close(after["layers.0.blocks.0.branches.focal.f.weight"], state["layers.0.blocks.0.modulation.f.weight"])
+    close(after["layers.0.blocks.0.branches.focal.f.weight"],
+          state["layers.0.blocks.0.modulation.f.weight"])
 
 
 def test_focal_parameters_and_multiply_adds():
-    """The released class has these parameters; the paper's figure says 63, 124 and 149 G: B's 149 is not its network's."""
+    """The released parameters; the paper's figure says 63, 124, 149 G: 149 is not its network's."""
     for name, parameters, gmacs in (("focal_t", 49_553_272, 63.00), ("focal_s", 88_735_168, 124.33),
                                     ("focal_b", 157_389_216, 220.65)):
         with torch.device("meta"):
@@ -128,14 +132,15 @@ def test_focal_parameters_and_multiply_adds():
 
 
 def slow_focal(layer, x):
-    """Focal modulation by loops over levels and torch's functional convolutions, straight from the formula."""
+    """Focal modulation by loops over levels and torch's functional convolutions, by the formula."""
     B, T, H, W, C = x.shape
     L, k0 = layer.levels, 3
     q, z, g = F.linear(x, layer.f.weight, layer.f.bias).split([C, C, L + 1], -1)
     total = 0
     for l in range(L):
         w = layer.focal_layers[l][0].weight
-        z = F.gelu(F.conv2d(z.reshape(B*T, H, W, C).movedim(-1, 1), w, padding=k0 // 2 + l, groups=C))
+        z = F.gelu(F.conv2d(z.reshape(B*T, H, W, C).movedim(-1, 1), w, padding=k0 // 2 + l,
+                            groups=C))
         z = z.movedim(1, -1).reshape(B, T, H, W, C)
         total = total + z * g[..., l, None]
     m_s = layer.h(total + F.gelu(z.mean((2, 3), keepdim=True)) * g[..., L, None])
@@ -154,14 +159,16 @@ def slow_focal(layer, x):
 def test_focal_layer_is_its_formula(design, levels):
     torch.manual_seed(0)
     x = torch.randn(2, 4, 6, 5, 8, dtype=torch.float64)
-    for fusion, join in dict(multiply=lambda a, b: a * b, add=lambda a, b: a + b, average=lambda a, b: (a + b) / 2).items():
+    for fusion, join in dict(multiply=lambda a, b: a * b, add=lambda a, b: a + b,
+                             average=lambda a, b: (a + b) / 2).items():
         layer = SpatioTemporalFocalModulation(8, levels, design=design, fusion=fusion).double()
         q, m_s, m_t = slow_focal(layer, x)
         y, maps = layer(x, return_maps=True)
         close(y, layer.proj(q * join(m_s, m_t)))
         close(maps["spatial"], m_s)
         close(maps["temporal"], m_t)
-    half = SpatioTemporalFocalModulation(8, levels, design=design, normalize_modulator=True).double()
+    half = SpatioTemporalFocalModulation(8, levels, design=design,
+                                         normalize_modulator=True).double()
     half.load_state_dict(SpatioTemporalFocalModulation(8, levels).double().state_dict())
     with torch.no_grad():
         half.h.bias.zero_()
@@ -173,9 +180,11 @@ def test_focal_layer_is_its_formula(design, levels):
 def test_every_option_of_focal_runs_trains_and_keeps_batch_items_apart():
     torch.manual_seed(0)
     x = torch.randn(2, 3, 4, 32, 32)
-    for options in (dict(temporal=False), dict(spatial=False), dict(design="sequential"), dict(design="joint3d"),
-                    dict(fusion="project"), dict(levels=3), dict(levels=(1, 4)), dict(postln_in_modulation=True),
-                    dict(normalize_modulator=True), dict(tubelet=2), dict(postln=True, layerscale=True)):
+    for options in (dict(temporal=False), dict(spatial=False), dict(design="sequential"),
+                    dict(design="joint3d"), dict(fusion="project"), dict(levels=3),
+                    dict(levels=(1, 4)), dict(postln_in_modulation=True),
+                    dict(normalize_modulator=True), dict(tubelet=2),
+                    dict(postln=True, layerscale=True)):
         model = create_model("focal_toy", 5, 4, 32, **options).eval()
         y = model(x)
         assert y.shape == (2, 5)
@@ -205,7 +214,8 @@ def test_other_sizes_run_and_sizes_that_the_strides_do_not_divide_raise():
 def test_drop_path_acts_per_frame_keeps_the_mean_and_rests_in_eval():
     """As released: a frame of a clip loses the branch, another frame of the same clip keeps it."""
     torch.manual_seed(0)
-    block = create_model("focal_t", depths=(2,), dim=8, drop_path=0.5, image_size=32).layers[0]["blocks"][1]
+    block = create_model("focal_t", depths=(2,), dim=8, drop_path=0.5,
+                         image_size=32).layers[0]["blocks"][1]
     assert block.drop_path == 0.5
     x = torch.randn(64, 8, 2, 2, 8)
     block.branches["mlp"] = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Identity())
@@ -226,8 +236,8 @@ LVT = {"lvt_default": {}, "lvt_separate": dict(fixation="qkv"),
 
 
 def small_lvt(**changes):
-    return create_model("lvt", **dict(num_classes=10, num_frames=8, image_size=56, dim=64, depth=2, heads=2,
-                                      head_hidden=96) | changes).eval()
+    return create_model("lvt", **dict(num_classes=10, num_frames=8, image_size=56, dim=64, depth=2,
+                                      heads=2, head_hidden=96) | changes).eval()
 
 
 @pytest.mark.parametrize("name", LVT)
@@ -241,12 +251,13 @@ def test_lvt_computes_what_the_released_network_computes(name):
     if "grad_norms" in record:
         (logits * record["grad_probe"]).sum().backward()
         norms = {key: p.grad.norm().item() for key, p in model.named_parameters()}
-        expected = {key: float(norm) for key, norm in our_names(model, record["grad_norms"]).items()}
+        expected = {key: float(norm)
+                    for key, norm in our_names(model, record["grad_norms"]).items()}
         assert norms == pytest.approx(expected, rel=2e-5)
 
 
 def test_lvt_parameters_and_multiply_adds():
-    """Live parameters (the published counts hold a layer that is never used, 89,262); one view, gate evaluated once."""
+    """Live parameters (published counts hold an unused layer, 89,262); one view, one gate."""
     for frames, parameters in ((8, 51_919_278), (16, 51_919_278 + 8 * 512)):
         with torch.device("meta"):
             model = create_model("lvt", num_frames=frames)
@@ -274,13 +285,15 @@ def qkv64(N, d=8, heads=2):
     return torch.randn(3, 1, heads, N, d, dtype=torch.float64)
 
 
-OWN = {"performer": lambda N: dict(omega=A.orthogonal_features(8, 8).double()), "orthoformer": lambda N: dict(L=6),
-       "linformer": lambda N: dict(E=torch.randn(5, N, dtype=torch.float64), P=torch.randn(5, N, dtype=torch.float64))}
+OWN = {"performer": lambda N: dict(omega=A.orthogonal_features(8, 8).double()),
+       "orthoformer": lambda N: dict(L=6),
+       "linformer": lambda N: dict(E=torch.randn(5, N, dtype=torch.float64),
+                                   P=torch.randn(5, N, dtype=torch.float64))}
 
 
 @pytest.mark.parametrize("kernel", A.KERNELS)
 def test_attention_is_its_explicit_weights(kernel):
-    """The N x N matrix that no kernel builds, in closed form, gives the same: (f f^T) v = f (f^T v)."""
+    """The N x N matrix no kernel builds, in closed form, gives the same: (f f^T) v = f (f^T v)."""
     for N in (1, 2, 17):
         q, k, v = qkv64(N)
         own = OWN.get(kernel, lambda N: {})(N)
@@ -299,13 +312,15 @@ def test_kernels_are_their_formulas_written_out_slowly():
     r, s = torch.relu, 8**-0.5
     near = torch.cos(math.pi / 2 * (i[:, None] - i) / 9)
     weights = dict(
-        relu=(r(q) @ r(k).mT + s * (r(q).sum(-1)[..., None] + r(k).sum(-1)[..., None, :]) + 1, 1e-6),      # d s^2 = 1
+        relu=(r(q) @ r(k).mT
+              + s * (r(q).sum(-1)[..., None] + r(k).sum(-1)[..., None, :]) + 1, 1e-6),  # d s^2 = 1
         relu_paper=(r(q) @ r(k).mT, 1e-6), elu=((F.elu(q) + 1) @ (F.elu(k) + 1).mT, 1e-6),
         sigmoid=(q.sigmoid() @ k.sigmoid().mT, 1e-6), identity=(q @ k.mT, 1e-6),
         cosformer=((r(q) @ r(k).mT) * near, 0), softmax=((q @ k.mT / 8**0.5).exp(), 0))
     for kernel, (a, eps) in weights.items():
         y = a @ v / (a.sum(-1, keepdim=True) + eps).clamp(min=1e-6 if eps == 0 else -math.inf)
-        close(A.attend(kernel, A.features(q, kernel), A.features(k, kernel), v), y, rtol=1e-10, atol=1e-10)
+        close(A.attend(kernel, A.features(q, kernel), A.features(k, kernel), v), y,
+              rtol=1e-10, atol=1e-10)
     E, P = torch.randn(2, 4, 9, dtype=torch.float64)
     y = torch.softmax(q @ (E @ k).mT / 8**0.5, -1) @ (P @ v)
     close(A.linformer(q, k, v, E, P), y, rtol=1e-10, atol=1e-10)
@@ -320,28 +335,31 @@ def test_landmarks_are_chosen_one_by_one_each_the_least_like_those_before():
         n = F.normalize(q[0, h], dim=-1)
         chosen = [0]
         while len(chosen) < 7:
-            likeness = [max(abs(n[t] @ n[c]).item() for c in chosen) if t not in chosen else 10 for t in range(20)]
+            likeness = [max(abs(n[t] @ n[c]).item() for c in chosen) if t not in chosen else 10
+                        for t in range(20)]
             chosen.append(int(np.argmin(likeness)))
         assert A.landmarks(q, 7)[0, h].tolist() == sorted(chosen)
     few = qkv64(5)
-    close(A.orthoformer(*few, 64), A.orthoformer(*few, 5))                             # fewer tokens than landmarks: all
+    close(A.orthoformer(*few, 64), A.orthoformer(*few, 5))                             # fewer tokens than landmarks
 
 
 def test_performer_is_unbiased_for_the_exponential_of_the_scaled_product():
-    """The mean of phi(q) . phi(k) over 4000 draws is exp(q . k / sqrt d) within four standard errors; rows are orthogonal."""
+    """4000 phi(q) . phi(k) average exp(q . k / sqrt d) to 4 standard errors; orthogonal rows."""
     d, generator = 16, torch.Generator().manual_seed(0)
     q, k = torch.randn(2, d, generator=generator, dtype=torch.float64)
     draws = []
     for _ in range(4000):
         omega = A.orthogonal_features(d, d, generator).double()
-        draws.append(((omega @ (q + k) * d**-0.25).exp() * (-(q @ q + k @ k) / (2 * d**0.5)).exp()).mean())
+        draws.append(((omega @ (q + k) * d**-0.25).exp()
+                      * (-(q @ q + k @ k) / (2 * d**0.5)).exp()).mean())
     draws = torch.stack(draws)
     assert abs(draws.mean() - torch.exp(q @ k / d**0.5)) < 4 * draws.std() / 4000**0.5
     unit = F.normalize(omega, dim=1)
     close(unit @ unit.T, torch.eye(d, dtype=torch.float64), rtol=0, atol=1e-5)
     x = torch.randn(3, d, dtype=torch.float64)                                         # the features, by their formula
     logits = x * d**-0.25 @ omega.T - (x * d**-0.25).square().sum(-1, keepdim=True) / 2
-    close(A.performer_features(x, omega, False), d**-0.5 * ((logits - logits.amax(-1, keepdim=True)).exp() + 1e-4))
+    close(A.performer_features(x, omega, False),
+          d**-0.5 * ((logits - logits.amax(-1, keepdim=True)).exp() + 1e-4))
     close(A.performer_features(x, omega, True), d**-0.5 * ((logits - logits.max()).exp() + 1e-4))
 
 
@@ -362,14 +380,16 @@ def test_linear_attention_counts_operations_in_proportion_to_tokens():
 
 @pytest.mark.parametrize("kernel", A.KERNELS)
 def test_attention_stays_finite_where_it_is_tempted(kernel):
-    """Zero queries and keys, one token, activations of 1e4 in bf16: values and gradients; fp16 at N = 3136."""
-    for N, dtype, scale in ((1, torch.float32, 1), (70, torch.float32, 0), (70, torch.bfloat16, 1e4), (3136, torch.float16, 1)):
+    """Zero queries and keys, one token, 1e4 in bf16: values and gradients; fp16 at N = 3136."""
+    for N, dtype, scale in ((1, torch.float32, 1), (70, torch.float32, 0),
+                            (70, torch.bfloat16, 1e4), (3136, torch.float16, 1)):
         if kernel == "orthoformer" and N == 3136:
-            continue                                                                   # 64 steps of it: slow, and softmax inside
+            continue                                                                   # 64 steps of it: slow
         torch.manual_seed(0)
         x = (torch.randn(3, 1, 1, N, 64) * scale).to(dtype).requires_grad_()
         own = {key: value.to(dtype) for key, value in dict(
-            omega=A.orthogonal_features(64, 64), E=torch.randn(16, N) / 4, P=torch.randn(16, N) / 4).items()
+            omega=A.orthogonal_features(64, 64), E=torch.randn(16, N) / 4,
+            P=torch.randn(16, N) / 4).items()
             if (key == "omega") == (kernel == "performer") and kernel in ("performer", "linformer")}
         q, k = A.features(x[0], kernel), A.features(x[1], kernel)
         y = A.attend(kernel, q, k, x[2], **own)
@@ -378,7 +398,8 @@ def test_attention_stays_finite_where_it_is_tempted(kernel):
             continue
         assert y.dtype == dtype and y.isfinite().all() and x.grad.isfinite().all(), (N, dtype)
         if dtype == torch.float16:
-            exact = A.attend(kernel, q.double(), k.double(), x[2].double(), **{key: w.double() for key, w in own.items()})
+            exact = A.attend(kernel, q.double(), k.double(), x[2].double(),
+                             **{key: w.double() for key, w in own.items()})
             assert (y - exact).norm() / exact.norm() < 0.01
 
 
@@ -400,7 +421,8 @@ def test_every_pattern_is_full_attention_under_a_mask(pattern, kernel):
     x = torch.randn(2, 3, 2, 4, 8, dtype=torch.float64)
     q, k, v = (t.reshape(2, 24, 2, 4).transpose(1, 2) for t in layer.qkv(x).chunk(3, -1))      # all 24 tokens
     frame, pixel = torch.arange(24) // 8, torch.arange(24) % 8
-    allowed = dict(time=pixel[:, None] == pixel, space=frame[:, None] == frame, joint=torch.ones(24, 24, dtype=bool))[pattern]
+    allowed = dict(time=pixel[:, None] == pixel, space=frame[:, None] == frame,
+                   joint=torch.ones(24, 24, dtype=bool))[pattern]
     a = (q @ k.mT / 2).exp() if kernel == "softmax" else (F.relu(q) + 0.5) @ (F.relu(k) + 0.5).mT
     a = a * allowed
     y = (a / a.sum(-1, keepdim=True) @ v).transpose(1, 2).reshape(2, 3, 2, 4, 8)
@@ -408,7 +430,7 @@ def test_every_pattern_is_full_attention_under_a_mask(pattern, kernel):
 
 
 def test_shifts_move_what_the_released_code_moves():
-    """Token by token. Temporal: ahead, back, own; zero outside. Spatial: straight neighbours zero outside, diagonal ones own."""
+    """Temporal: ahead, back, own; zero outside. Spatial: outside, straight zero, diagonal own."""
     torch.manual_seed(0)
     x = torch.randn(1, 4, 3, 5, 96)
     y = A.temporal_shift(x, 4)
@@ -420,12 +442,14 @@ def test_shifts_move_what_the_released_code_moves():
         close(halves[0, t, ..., :24], x[0, t + 1, ..., :24] if t % 2 == 0 else zero)
         close(y[0, t, ..., 48:], x[0, t, ..., 48:])
     order = {1: [(1, 0), (-1, 0), (0, 1), (0, -1), (-1, -1), (1, 1), (-1, 1), (1, -1)]}
-    order[2] = [(2 * a, 2 * b) for a, b in order[1]] + [(-2, -1), (-2, 1), (-1, -2), (1, -2), (2, -1), (2, 1), (-1, 2), (1, 2)] + order[1]
+    order[2] = [(2 * a, 2 * b) for a, b in order[1]] + [
+        (-2, -1), (-2, 1), (-1, -2), (1, -2), (2, -1), (2, 1), (-1, 2), (1, 2)] + order[1]
     order[4] = [(4 * a, 4 * b) for a, b in order[1]]
-    for size, f in ((1, 6), (2, 2), (4, 1)):                                           # C // 16, C // 48, C // 160 channels
+    for size, f in ((1, 6), (2, 2), (4, 1)):                                           # C // 16, C // 48, C // 160
         x = torch.randn(1, 2, 6, 7, 160 if size == 4 else 96)
         y = A.spatial_shift(x, size)
-        for (i, (dr, dc)), r, c in ((pair, r, c) for pair in enumerate(order[size]) for r in range(6) for c in range(7)):
+        for (i, (dr, dc)), r, c in ((pair, r, c) for pair in enumerate(order[size])
+                                    for r in range(6) for c in range(7)):
             there = 0 <= r + dr < 6 and 0 <= c + dc < 7
             expected = x[:, :, r + dr, c + dc] if there else x[:, :, r, c] * (i >= 4)
             close(y[:, :, r, c, i*f:(i+1)*f], expected[..., i*f:(i+1)*f])
@@ -443,16 +467,19 @@ def test_space_attention_with_the_temporal_shift_sees_three_frames():
 def test_feature_fixation_is_equations_4_and_5():
     torch.manual_seed(0)
     q, k, v = (F.relu(t) + 0.5 for t in torch.randn(3, 1, 2, 2, 2, 2, 4))              # (B, T, H, W, heads, d)
-    for fixation, by in ([("separate", "concat")] + [(f, b) for f in ("qk", "qk_shared", "qkv", "qkv_shared")
-                                                     for b in ("concat", "add", "multiply")]):
+    for fixation, by in [("separate", "concat")] + [
+            (f, b) for f in ("qk", "qk_shared", "qkv", "qkv_shared")
+            for b in ("concat", "add", "multiply")]:
         layer = A.Attention(8, 2, fixation=fixation, fixation_by=by)
         seen = [q, k, v] if "v" in fixation else [q, k]
-        z = dict(concat=torch.cat(seen, -1), add=torch.stack(seen).sum(0), multiply=torch.stack(seen).prod(0))[by]
+        z = dict(concat=torch.cat(seen, -1), add=torch.stack(seen).sum(0),
+                 multiply=torch.stack(seen).prod(0))[by]
         gates = [layer.pgate] * 2 if fixation.endswith("shared") else [layer.q_gate, layer.k_gate]
         for new, old, gate, source in zip(layer.fixate(q, k, v), (q, k), gates, (q, k)):
             z_here = source if fixation == "separate" else z
             close(new, old / (1 + torch.exp(-(z_here @ gate.weight.T + gate.bias))))
-    first, last = (A.Attention(16, 2, shift_first=s, temporal_shift=4, spatial_shift=1) for s in (True, False))
+    first, last = (A.Attention(16, 2, shift_first=s, temporal_shift=4, spatial_shift=1)
+                   for s in (True, False))
     last.load_state_dict(first.state_dict())
     x = torch.randn(1, 3, 3, 3, 16)
     assert (first(x) - last(x)).abs().max() > 1e-3                                     # the order of the two matters
@@ -464,9 +491,11 @@ def test_either_trunk_takes_either_mixer_and_every_option_trains():
     for name, options in [("focal_toy", dict(mixer="attention", kernel=kernel, pattern=pattern))
                           for kernel in A.KERNELS for pattern in ("divided", "space", "joint")] + [
             ("lvt_toy", options) for options in (
-                dict(mixer="focal"), dict(order="space_time"), dict(pattern="space", spatial_shift=0), dict(pattern="joint"),
-                dict(fixation="separate"), dict(fixation_by="add"), dict(kernel="performer"), dict(kernel="linformer"),
-                dict(mlp="plain", temp_embed=False), dict(spatial_shift=0, temporal_shift=(8, 2)), dict(drop_path=0.5))]:
+                dict(mixer="focal"), dict(order="space_time"),
+                dict(pattern="space", spatial_shift=0), dict(pattern="joint"),
+                dict(fixation="separate"), dict(fixation_by="add"), dict(kernel="performer"),
+                dict(kernel="linformer"), dict(mlp="plain", temp_embed=False),
+                dict(spatial_shift=0, temporal_shift=(8, 2)), dict(drop_path=0.5))]:
         model = create_model(name, 5, 4, 32, **options).eval()
         y = model(x)
         close(y, model(x), rtol=0, atol=0)
@@ -477,12 +506,16 @@ def test_either_trunk_takes_either_mixer_and_every_option_trains():
 
 
 def test_what_cannot_go_together_raises_with_the_reason():
-    for options, message in ((dict(pattern="space"), "pattern='space' with spatial_shift=1.*spatial_shift=0"),
-                             (dict(pattern="axial"), "pattern='axial': use 'divided'"), (dict(kernel="exp"), "kernel='exp': use one of"),
-                             (dict(heads=5), "heads=5 does not divide"), (dict(order="both"), "order='both'"),
-                             (dict(fixation="separate", fixation_by="add"), "joins nothing"), (dict(mlp="big"), "mlp='big'"),
-                             (dict(spatial_shift=2, dim=32), "spatial_shift=2 needs 48 channels"), (dict(mixer="x"), "mixer='x'"),
-                             (dict(spatial_shift=3), "spatial_shift=3: use one of 0, 1, 2, 4")):
+    for options, message in (
+            (dict(pattern="space"), "pattern='space' with spatial_shift=1.*spatial_shift=0"),
+            (dict(pattern="axial"), "pattern='axial': use 'divided'"),
+            (dict(kernel="exp"), "kernel='exp': use one of"),
+            (dict(heads=5), "heads=5 does not divide"), (dict(order="both"), "order='both'"),
+            (dict(fixation="separate", fixation_by="add"), "joins nothing"),
+            (dict(mlp="big"), "mlp='big'"),
+            (dict(spatial_shift=2, dim=32), "spatial_shift=2 needs 48 channels"),
+            (dict(mixer="x"), "mixer='x'"),
+            (dict(spatial_shift=3), "spatial_shift=3: use one of 0, 1, 2, 4")):
         with pytest.raises(ValueError, match=message):
             create_model("lvt_toy", **options)
     with pytest.raises(ValueError, match="4 frames: the temporal embedding has 8"):
@@ -494,7 +527,7 @@ def test_what_cannot_go_together_raises_with_the_reason():
 # ----------------------------------------------------------------------------- checkpoints
 
 def test_released_checkpoint_with_a_pickled_yacs_node_is_read_as_data(tmp_path):
-    """A file as the released code writes it, made where `yacs.config` exists, read where it does not."""
+    """A file as released code writes it, made where `yacs.config` exists, read where it is not."""
     path = tmp_path / "ckpt.pth"
     script = f"""
 import sys, types, torch
@@ -535,17 +568,19 @@ def test_weights_that_do_not_fit_name_what_is_wrong():
     model = small_focal()
     state = filled(golden("focal_tiny")["manifest"])
     with pytest.raises(ValueError, match="missing: layers.3.blocks.0.branches.focal.h.bias"):
-        load_weights(model, {key: v for key, v in state.items() if key != "layers.3.blocks.0.modulation.h.bias"})
+        load_weights(model, {key: v for key, v in state.items()
+                             if key != "layers.3.blocks.0.modulation.h.bias"})
     with pytest.raises(ValueError, match="unexpected: extra"):
         load_weights(model, state | {"extra": torch.ones(1)})
-    with pytest.raises(ValueError, match=r"shape: patch_embed.proj.weight is \(32, 3, 4, 4\) there and \(64, 3, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"shape: patch_embed.proj.weight is \(32, 3, 4, 4\) there "
+                                         r"and \(64, 3, 4, 4\)"):
         load_weights(small_focal(dim=64), state)
     own = small_focal()
     load_weights(own, {"model": model.state_dict()})                                   # our own names, too
     close(own.state_dict(), model.state_dict())
 
 
-# ----------------------------------------------------------------------------- sampling, cropping, colours
+# --------------------------------------------------------------------- sampling, cropping, colours
 
 def test_frame_indices_are_those_worked_by_hand():
     assert D.sample_val(300, 8, 4).tolist() == [18, 55, 92, 129, 167, 204, 241, 278]   # a = 297/8, floor(i a + a/2)
@@ -553,7 +588,7 @@ def test_frame_indices_are_those_worked_by_hand():
     drawn = np.stack([D.sample_train(300, 8, 4, np.random.default_rng(k)) for k in range(500)])
     assert drawn.min(0).tolist() == [37 * i for i in range(8)]                         # segments of (300 - 3) // 8 = 37
     assert drawn.max(0).tolist() == [37 * i + 36 for i in range(8)]
-    assert D.sample_train(5, 8, 4, None).tolist() == [0, 0, 0, 1, 1, 1, 2, 2]          # around(i 2/8): .5 -> 0, 1.5 -> 2
+    assert D.sample_train(5, 8, 4, None).tolist() == [0, 0, 0, 1, 1, 1, 2, 2]          # around(i 2/8), half to even
     ten = D.sample_train(10, 8, 4, np.random.default_rng(0))                           # too short for segments
     assert (np.diff(ten) >= 0).all() and ten.max() < 7
     # a = 300/8 = 37.5; clip v takes floor(37.5 i + (v + .5) 37.5/4)
@@ -572,7 +607,7 @@ def test_crops_are_those_worked_by_hand():
         assert 0 <= top <= 256 - h and 0 <= left <= 340 - w and 0.74 < w / h < 1.35
         shares.append(h * w / (256 * 340))
     assert 0.075 < min(shares) < 0.1 and 0.7 < max(shares) <= 1
-    assert D.random_box(10, 1000, (0.9, 1.0), np.random.default_rng(0)) == (0, 495, 10, 10)    # nothing fits: the centre
+    assert D.random_box(10, 1000, (0.9, 1.0), np.random.default_rng(0)) == (0, 495, 10, 10)    # none fits: the centre
 
 
 def test_colour_jitter_is_what_python_and_torch_compute_pixel_by_pixel():
@@ -585,8 +620,10 @@ def test_colour_jitter_is_what_python_and_torch_compute_pixel_by_pixel():
     for where in np.ndindex(2, 2, 3, 4):
         b, t, i, j = where
         h, s, v = colorsys.rgb_to_hsv(*x[b, :, t, i, j].tolist())
-        close(turned[b, :, t, i, j], torch.tensor(colorsys.hsv_to_rgb((h + 0.1) % 1, s, v), dtype=torch.float64))
-    luma = (x * torch.tensor([.299, .587, .114], dtype=torch.float64).view(1, 3, 1, 1, 1)).sum(1, keepdim=True)
+        close(turned[b, :, t, i, j],
+              torch.tensor(colorsys.hsv_to_rgb((h + 0.1) % 1, s, v), dtype=torch.float64))
+    luma = (x * torch.tensor([.299, .587, .114], dtype=torch.float64).view(1, 3, 1, 1, 1)
+            ).sum(1, keepdim=True)
     c = torch.tensor([1.3, 1., 1., 0.], dtype=torch.float64).expand(2, 2, 4)
     close(D.colour_jitter(x, c), (1.3 * x).clamp(0, 1))
     c = torch.tensor([1., .7, 1., 0.], dtype=torch.float64).expand(2, 2, 4)            # towards the mean of each frame
@@ -619,21 +656,25 @@ def test_lvt_sampling_and_crops_are_those_worked_by_hand():
     p = D.PIPELINES["lvt_kinetics"]
     assert D.frames_of(p, 16, 4, None)(556)[::16].tolist() == [0, 75, 150, 225]        # (556 - 256) v/4
     boxes = {D.multi_scale_crop(256, 340, np.random.default_rng(k)) for k in range(5000)}
-    assert {box[2:] for box in boxes} == {(a, b) for a in (256, 224, 192, 168) for b in (256, 224, 192, 168)
-                                          if abs((256, 224, 192, 168).index(a) - (256, 224, 192, 168).index(b)) < 2}
+    assert {box[2:] for box in boxes} == {
+        (a, b) for a in (256, 224, 192, 168) for b in (256, 224, 192, 168)
+        if abs((256, 224, 192, 168).index(a) - (256, 224, 192, 168).index(b)) < 2}
     assert {box[:2] for box in boxes if box[2:] == (192, 168)} == {                    # 13 places, steps of 16 and 43
-        (0, 0), (0, 172), (64, 0), (64, 172), (32, 86), (32, 0), (32, 172), (64, 86), (0, 86), (16, 43), (16, 129),
-        (48, 43), (48, 129)}
-    sides = [D.training_box(256, 340, ("short_side", 256/224, 320/224), np.random.default_rng(k))[2] for k in range(500)]
+        (0, 0), (0, 172), (64, 0), (64, 172), (32, 86), (32, 0), (32, 172), (64, 86), (0, 86),
+        (16, 43), (16, 129), (48, 43), (48, 129)}
+    sides = [D.training_box(256, 340, ("short_side", 256/224, 320/224),
+                            np.random.default_rng(k))[2] for k in range(500)]
     assert min(sides) in (179, 180, 181) and max(sides) in (223, 224)                  # 256 * 224/320, 256 * 224/256
 
 
 def test_erasing_blanks_one_box_in_all_frames():
     p = D.PIPELINES["lvt_ssv2"]
-    boxes = np.array([D.erase_box(224, 160, np.random.default_rng(k), p["erase"]) for k in range(2000)])
+    boxes = np.array([D.erase_box(224, 160, np.random.default_rng(k), p["erase"])
+                      for k in range(2000)])
     erased = boxes[boxes[:, 2] > 0]
     shares, aspects = erased[:, 2] * erased[:, 3] / 224 / 160, erased[:, 2] / erased[:, 3]
-    assert 0.45 < len(erased) / 2000 < 0.55 and 0.018 < shares.min() < 0.04 and 0.3 < shares.max() < 0.34
+    assert (0.45 < len(erased) / 2000 < 0.55 and 0.018 < shares.min() < 0.04
+            and 0.3 < shares.max() < 0.34)
     assert 0.28 < aspects.min() < 0.4 and 2.7 < aspects.max() < 3.5
     clip = torch.randint(0, 256, (2, 3, 8, 8, 3), dtype=torch.uint8)
     batch = dict(clip=clip, erase=torch.tensor([[2, 1, 3, 4], [0, 0, 0, 0]]))
@@ -645,34 +686,42 @@ def test_erasing_blanks_one_box_in_all_frames():
 
 
 def test_autoaugment_is_what_pil_computes():
-    """Every operation of policy v0 at levels it uses, with the arguments that timm gives PIL there, worked out by hand."""
+    """Policy v0's operations at levels it uses, with timm's arguments to PIL, worked by hand."""
     pil = pytest.importorskip("PIL.Image")
     from PIL import ImageEnhance, ImageOps
 
     def move(*matrix):
-        return lambda im: im.transform(im.size, pil.Transform.AFFINE, matrix, pil.Resampling.BILINEAR, fillcolor=(128,) * 3)
+        return lambda im: im.transform(im.size, pil.Transform.AFFINE, matrix,
+                                       pil.Resampling.BILINEAR, fillcolor=(128,) * 3)
     y, x = np.mgrid[0:40, 0:56]
-    smooth = np.stack([128 + 120 * np.sin(y / 5 + c) * np.cos(x / 7) for c in range(3)], -1).astype(np.uint8)
-    clip = np.stack([smooth, np.random.default_rng(0).integers(40, 200, smooth.shape).astype(np.uint8)])
+    smooth = np.stack([128 + 120 * np.sin(y / 5 + c) * np.cos(x / 7) for c in range(3)],
+                      -1).astype(np.uint8)
+    clip = np.stack([
+        smooth, np.random.default_rng(0).integers(40, 200, smooth.shape).astype(np.uint8)])
     for name, level, sign, reference, tolerance in (
             ("Invert", 9, 1, ImageOps.invert, 0), ("Equalize", 4, 1, ImageOps.equalize, 0),
-            ("AutoContrast", 2, 1, ImageOps.autocontrast, 0), ("Posterize", 6, 1, lambda im: ImageOps.posterize(im, 2), 0),
+            ("AutoContrast", 2, 1, ImageOps.autocontrast, 0),
+            ("Posterize", 6, 1, lambda im: ImageOps.posterize(im, 2), 0),
             ("Solarize", 3, 1, lambda im: ImageOps.solarize(im, 76), 0),
-            ("SolarizeAdd", 7, 1, lambda im: im.point([i + 77 if i < 128 else i for i in range(256)] * 3), 0),
+            ("SolarizeAdd", 7, 1,
+             lambda im: im.point([i + 77 if i < 128 else i for i in range(256)] * 3), 0),
             ("Color", 9, 1, lambda im: ImageEnhance.Color(im).enhance(1.72), 1),
-            ("ShearX", 9, -1, move(1, -.27, 0, 0, 1, 0), 1), ("ShearY", 4, 1, move(1, 0, 0, .12, 1, 0), 1),
+            ("ShearX", 9, -1, move(1, -.27, 0, 0, 1, 0), 1),
+            ("ShearY", 4, 1, move(1, 0, 0, .12, 1, 0), 1),
             ("TranslateYRel", 9, 1, move(1, 0, 0, 0, 1, .405 * 40), 1),
-            ("Rotate", 8, -1, lambda im: im.rotate(-24, pil.Resampling.BILINEAR, fillcolor=(128,) * 3), 1)):
+            ("Rotate", 8, -1,
+             lambda im: im.rotate(-24, pil.Resampling.BILINEAR, fillcolor=(128,) * 3), 1)):
         ours = D.augment(torch.from_numpy(clip), name, level, sign).numpy().astype(int)
         theirs = np.stack([np.asarray(reference(pil.fromarray(frame))) for frame in clip])
         assert np.abs(ours - theirs).max() <= tolerance, name
-    # timm's policy v0: initials (A SolarizeAdd, O AutoContrast, T TranslateYRel), 10 x probability, level
-    policy = ("E8,1 Y8,4|C4,9 E6,3|C4,1 R6,8|S8,3 E4,7|S4,2 S6,2|C2,0 E8,8|E4,8 A8,3|X2,9 R6,8|C6,1 E10,2|I4,9 R6,0|"
-              "E10,9 Y6,3|C4,7 E6,0|P4,6 O4,7|S6,8 C6,9|S2,4 R8,9|R10,7 T8,9|X0,0 S8,4|Y8,0 C6,4|C10,0 R6,2|E8,4 E0,8|"
-              "E10,4 O6,2|Y4,7 A6,7|P8,2 S6,10|S6,8 E6,1|C8,6 R4,5")
+    # timm's policy v0: initials (A SolarizeAdd, O AutoContrast, T TranslateYRel), 10 p, level
+    policy = ("E8,1 Y8,4|C4,9 E6,3|C4,1 R6,8|S8,3 E4,7|S4,2 S6,2|C2,0 E8,8|E4,8 A8,3|X2,9 R6,8|"
+              "C6,1 E10,2|I4,9 R6,0|E10,9 Y6,3|C4,7 E6,0|P4,6 O4,7|S6,8 C6,9|S2,4 R8,9|R10,7 T8,9|"
+              "X0,0 S8,4|Y8,0 C6,4|C10,0 R6,2|E8,4 E0,8|E10,4 O6,2|Y4,7 A6,7|P8,2 S6,10|S6,8 E6,1|"
+              "C8,6 R4,5")
     letters = {"SolarizeAdd": "A", "AutoContrast": "O", "ShearX": "X", "ShearY": "Y"}
-    assert policy == "|".join(" ".join(f"{letters.get(name, name[0])}{round(10 * p)},{level}" for name, p, level in pair)
-                              for pair in D.AUTO_AUGMENT)
+    assert policy == "|".join(" ".join(f"{letters.get(name, name[0])}{round(10 * p)},{level}"
+                                       for name, p, level in pair) for pair in D.AUTO_AUGMENT)
     still = torch.from_numpy(clip[:1]).expand(3, -1, -1, -1)
     for seed in range(60):
         out = D.auto_augment(still, np.random.default_rng(seed))
@@ -680,7 +729,7 @@ def test_autoaugment_is_what_pil_computes():
 
 
 def test_mixing_keeps_the_promise_of_its_targets():
-    """A clip of constant value v_i: after mixup or CutMix its mean is the mixture that the targets state."""
+    """A clip of constant value v_i: after mixing its mean is the mixture that the targets state."""
     labels = torch.arange(6)
     x = labels.float().view(6, 1, 1, 1, 1).expand(6, 3, 4, 32, 48).clone()
     plain, targets = D.mix(x, labels, 6, np.random.default_rng(0), smoothing=0.1)
@@ -718,8 +767,11 @@ def stairs(n, height=48, width=64):
 
 
 @pytest.mark.parametrize("name, codec, options", (
-    ("b_frames.mp4", "libx264", dict(g="250", bf="3", crf="10")), ("short_gop.mp4", "libx264", dict(g="12", crf="10")),
-    ("vp9.webm", "libvpx-vp9", dict(crf="10", lag_in_frames="0")), ("packed.avi", "mpeg4", dict(qmin="2", qmax="2", bf="2")), ("h265.mkv", "libx265", {"x265-params": "log-level=none:crf=10"})))
+    ("b_frames.mp4", "libx264", dict(g="250", bf="3", crf="10")),
+    ("short_gop.mp4", "libx264", dict(g="12", crf="10")),
+    ("vp9.webm", "libvpx-vp9", dict(crf="10", lag_in_frames="0")),
+    ("packed.avi", "mpeg4", dict(qmin="2", qmax="2", bf="2")),
+    ("h265.mkv", "libx265", {"x265-params": "log-level=none:crf=10"})))
 def test_decoding_gives_the_frames_that_were_asked_for(tmp_path, name, codec, options):
     frames = stairs(40)
     write_video(tmp_path / name, frames, codec, **options)
@@ -733,7 +785,7 @@ def test_decoding_gives_the_frames_that_were_asked_for(tmp_path, name, codec, op
 
 
 def test_phone_videos_come_upright(tmp_path):
-    """A quarter turn noted beside the pixels, written into the mp4's track header by hand (its 3 x 3 matrix)."""
+    """A quarter turn beside the pixels, put into the mp4's track header by hand (3 x 3 matrix)."""
     frames = stairs(8)
     write_video(tmp_path / "flat.mp4", frames, crf="10")
     blob = bytearray(open(tmp_path / "flat.mp4", "rb").read())
@@ -741,21 +793,24 @@ def test_phone_videos_come_upright(tmp_path):
     turn = np.array([0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30], ">i4")           # 90 degrees clockwise
     blob[at:at+36] = turn.tobytes()
     open(tmp_path / "turned.mp4", "wb").write(blob)
-    flat, turned = (D.read_clip(str(tmp_path / f"{name}.mp4"), lambda n: [3]) for name in ("flat", "turned"))
+    flat, turned = (D.read_clip(str(tmp_path / f"{name}.mp4"), lambda n: [3])
+                    for name in ("flat", "turned"))
     close(turned[0], torch.rot90(flat[0], -1))
 
 
 def test_videos_that_cannot_be_used_say_why(tmp_path):
     write_video(tmp_path / "good.mp4", stairs(40), g="60")
     blob = open(tmp_path / "good.mp4", "rb").read()
-    for name, content in dict(empty=b"", html=b"<html>404</html>", cut=blob[:len(blob) // 2]).items():
+    for name, content in dict(empty=b"", html=b"<html>404</html>",
+                              cut=blob[:len(blob) // 2]).items():
         path = tmp_path / f"{name}.mp4"
         path.write_bytes(content)
         with pytest.raises(D.BadVideo, match=f"{name}.mp4: "):
             D.read_clip(str(path), lambda n: range(n))
     with av.open(str(tmp_path / "sound.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=44100)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp",
+                                           layout="mono")
         frame.rate = 44100
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -781,17 +836,18 @@ def test_a_damaged_stretch_is_filled_with_the_nearest_good_frames_and_counted(tm
         D.read_clip(str(tmp_path / "a.mp4"), lambda n: [0, 20, 21, 22, 23, 39])
 
 
-# ----------------------------------------------------------------------------- data sets and samples
+# ---------------------------------------------------------------------------- data sets and samples
 
 @pytest.fixture(scope="session")
 def videos(tmp_path_factory):
-    """Class folders: 2 classes, 12 training and 5 validation videos of 12 frames, 40 x 56 pixels."""
+    """Class folders: 2 classes, 12 training, 5 validation videos of 12 frames, 40 x 56 pixels."""
     root, rng = tmp_path_factory.mktemp("videos"), np.random.default_rng(0)
     for split, n in (("train", 12), ("val", 5)):
         for i in range(n):
             folder = root / split / ("brush hair" if i % 2 else "aim")
             folder.mkdir(parents=True, exist_ok=True)
-            frames = np.kron(rng.integers(0, 256, (12, 5, 7, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)
+            frames = np.kron(
+                rng.integers(0, 256, (12, 5, 7, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)
             write_video(folder / f"{i}.mp4", frames)
     return root
 
@@ -801,9 +857,10 @@ def pipeline(**changes):
 
 
 def test_kinetics_csv_finds_files_by_their_id_and_counts_the_rest(videos, tmp_path, capsys):
-    """As the CVDF scripts leave it: flat files, quoted labels, ids with _ and -, some gone, some without a row."""
+    """As the CVDF scripts leave it: flat, quoted labels, ids with _ and -, gone or unlisted."""
     source = sorted(str(path) for path in videos.glob("train/*/*.mp4"))
-    rows = {"train": [("zip, unzip", "-_3_lodo2M1", 59), ("abseiling", "a-b_c-d_e-f", 4), ("zip, unzip", "gone_gone_1", 0)],
+    rows = {"train": [("zip, unzip", "-_3_lodo2M1", 59), ("abseiling", "a-b_c-d_e-f", 4),
+                      ("zip, unzip", "gone_gone_1", 0)],
             "val": [("abseiling", "vvvvvvvvvv1", 7), ("walking (someone's dog)", "vvvvvvvvvv2", 7)]}
     os.makedirs(tmp_path / "annotations")
     for split, lines in rows.items():
@@ -814,7 +871,8 @@ def test_kinetics_csv_finds_files_by_their_id_and_counts_the_rest(videos, tmp_pa
                 quoted = f'"{label}"' if "," in label else label
                 file.write(f"{quoted},{key},{start},{start + 10},{split},0\n")
                 if not key.startswith("gone"):
-                    shutil.copy(source[0], tmp_path / split / f"{key}_{start:06d}_{start + 10:06d}.mp4")
+                    shutil.copy(source[0],
+                                tmp_path / split / f"{key}_{start:06d}_{start + 10:06d}.mp4")
     shutil.copy(source[0], tmp_path / "train" / "no_row_here_000001_000011.mp4")
     repaired = tmp_path / "replacement" / "replacement_for_corrupted_k400"
     os.makedirs(repaired)
@@ -823,19 +881,23 @@ def test_kinetics_csv_finds_files_by_their_id_and_counts_the_rest(videos, tmp_pa
     assert "lists 3 videos, 2 are there, 1 missing, 1 more have no label" in capsys.readouterr().out
     assert sets["train"].classes == ["abseiling", "walking (someone's dog)", "zip, unzip"]
     assert sets["train"].labels == [2, 0] and sets["val"].labels == [0, 1]
-    assert sets["train"].clips[1].startswith(str(repaired)) and "-_3_lodo2M1" in sets["train"].clips[0]
+    assert (sets["train"].clips[1].startswith(str(repaired))
+            and "-_3_lodo2M1" in sets["train"].clips[0])
 
 
 def test_class_folders_and_list_files(videos, tmp_path):
     sets = D.open_data(str(videos), None, ["train", "val"], pipeline(), 4, 32)
-    assert sets["train"].classes == ["aim", "brush hair"] and sorted(sets["train"].labels) == [0] * 6 + [1] * 6
+    assert (sets["train"].classes == ["aim", "brush hair"]
+            and sorted(sets["train"].labels) == [0] * 6 + [1] * 6)
     with open(tmp_path / "my_train.txt", "w") as file:
         file.write("train/aim/0.mp4 2\ntrain/brush hair/1.mp4 0\ntrain/brush hair/3.mp4,1\n")
     with open(tmp_path / "my_val.txt", "w") as file:
         file.write("val/aim/0.mp4,1\nval/aim/missing.mp4,0\n")
-    sets = D.open_data(str(tmp_path / "my_train.txt"), str(videos), ["train", "val"], pipeline(), 4, 32)
-    assert sets["train"].labels == [2, 0, 1] and sets["val"].labels == [1] and len(sets["val"].classes) == 3
-    for folder in ("abseiling", "air_drumming", "zumba"):                              # official names: official indices
+    sets = D.open_data(str(tmp_path / "my_train.txt"), str(videos), ["train", "val"],
+                       pipeline(), 4, 32)
+    assert (sets["train"].labels == [2, 0, 1] and sets["val"].labels == [1]
+            and len(sets["val"].classes) == 3)
+    for folder in ("abseiling", "air_drumming", "zumba"):                              # official names and indices
         for split in ("train", "val"):
             os.makedirs(tmp_path / split / folder)
             shutil.copy(videos / "val" / "aim" / "0.mp4", tmp_path / split / folder)
@@ -855,14 +917,16 @@ def test_a_sample_depends_on_seed_epoch_and_index_only(videos):
                     assert torch.equal(batch[name][k], alone[key][name])
     halves = [list(D.stream(12, 2, 0, 0, 6, rank, 2)) for rank in (0, 1)]
     assert [a + b for a, b in zip(*halves)] == whole                                   # two processes share a batch
-    assert list(D.stream(12, 4, 0, 4, 6)) == whole[4:]                                 # a resume sees what would have come
-    assert sorted(i for batch in whole[:3] for _, i in batch) == list(range(12)) and whole[0] != whole[3]
+    assert list(D.stream(12, 4, 0, 4, 6)) == whole[4:]                                 # a resume sees what comes next
+    assert (sorted(i for batch in whole[:3] for _, i in batch) == list(range(12))
+            and whole[0] != whole[3])
     assert not torch.equal(data[0, 5]["clip"], data[1, 5]["clip"])                     # another epoch, another crop
 
 
 def test_a_change_in_the_last_frames_reaches_the_last_test_clip_only(tmp_path):
-    """300 frames, 8 x 4 views: only clip 3 looks at frames after 290 (295); the clips interleave over the whole video."""
-    frames = np.kron(np.random.default_rng(0).integers(0, 256, (300, 4, 5, 3)), np.ones((1, 8, 8, 1))).astype(np.uint8)
+    """300 frames, 8 x 4 views: only clip 3 looks at frames after 290 (295); clips interleave."""
+    frames = np.kron(np.random.default_rng(0).integers(0, 256, (300, 4, 5, 3)),
+                     np.ones((1, 8, 8, 1))).astype(np.uint8)
     changed = frames.copy()
     changed[291:] = 255 - changed[291:]                                                # the last 3 %
     torch.manual_seed(0)
@@ -870,7 +934,8 @@ def test_a_change_in_the_last_frames_reaches_the_last_test_clip_only(tmp_path):
     for name, content in (("a.mp4", frames), ("b.mp4", changed)):
         write_video(tmp_path / name, content, g="1", qp="10")                          # every frame on its own
         data = D.VideoSet([str(tmp_path / name)], [0], ["x"], pipeline(), 8, 32, views="4x3")
-        logits.append(model(D.to_device(torch.utils.data.default_collate([data[0, 0]]), pipeline(), torch.device("cpu"))))
+        logits.append(model(D.to_device(torch.utils.data.default_collate([data[0, 0]]),
+                                        pipeline(), torch.device("cpu"))))
     differs = (logits[0] - logits[1]).abs().amax(1).view(3, 4) > 0                     # views are crop x clip
     assert differs.tolist() == [[False, False, False, True]] * 3
 
@@ -878,9 +943,11 @@ def test_a_change_in_the_last_frames_reaches_the_last_test_clip_only(tmp_path):
 def test_bad_training_videos_are_named_and_replaced_by_the_same_sample_every_time(videos, tmp_path):
     (tmp_path / "bad.mp4").write_bytes(b"")
     files = sorted(str(path) for path in videos.glob("train/*/*.mp4"))
-    data = D.VideoSet([str(tmp_path / "bad.mp4")] + files, [0] + [1] * 12, ["a", "b"], pipeline(), 4, 32)
+    data = D.VideoSet([str(tmp_path / "bad.mp4")] + files, [0] + [1] * 12, ["a", "b"],
+                      pipeline(), 4, 32)
     sample = data[3, 0]
-    assert "bad.mp4" in sample["bad"] and sample["label"] == 1 and torch.equal(sample["clip"], data[3, 0]["clip"])
+    assert ("bad.mp4" in sample["bad"] and sample["label"] == 1
+            and torch.equal(sample["clip"], data[3, 0]["clip"]))
     assert data[3, 1]["bad"] == ""
     nothing = D.VideoSet([str(tmp_path / "bad.mp4")], [0], ["a"], pipeline(), 4, 32)
     with pytest.raises(D.BadVideo, match="10 unusable videos in a row"):
@@ -894,12 +961,13 @@ def test_the_toy_moves_as_its_labels_say_and_backwards_as_their_partners():
     def seen(mask):
         """mask bool (T, S, S) -> class"""
         area = mask.sum((1, 2)).float()
-        y, x = ((mask * torch.arange(64.).view(*shape)).sum((1, 2)) / area for shape in ((1, 64, 1), (1, 1, 64)))
+        y, x = ((mask * torch.arange(64.).view(*shape)).sum((1, 2)) / area
+                for shape in ((1, 64, 1), (1, 1, 64)))
         dx, dy, growth = x[-1] - x[0], y[-1] - y[0], (area[-1] / area[0]).log()
         if growth.abs() > 0.8:
             return 6 if growth > 0 else 7
         u, v = x - x.mean(), y - y.mean()
-        turn = (u[:-1] * v[1:] - v[:-1] * u[1:]).sum() / 2                             # > 0: clockwise, as y points down
+        turn = (u[:-1] * v[1:] - v[:-1] * u[1:]).sum() / 2                             # > 0: clockwise, y points down
         if max(dx.abs(), dy.abs()) > 10 and turn.abs() < 5:
             return (0 if dx < 0 else 1) if dx.abs() > dy.abs() else (2 if dy < 0 else 3)
         return 4 if turn > 0 else 5
@@ -908,36 +976,39 @@ def test_the_toy_moves_as_its_labels_say_and_backwards_as_their_partners():
     assert (judged == labels).float().mean() > 0.97, (judged != labels).nonzero()
     assert (reverse == labels ^ 1).float().mean() > 0.97
     names = [(D.TOY_CLASSES[c], D.TOY_CLASSES[c ^ 1]) for c in range(0, 8, 2)]
-    assert names == [("left", "right"), ("up", "down"), ("clockwise", "anticlockwise"), ("grow", "shrink")]
+    assert names == [("left", "right"), ("up", "down"), ("clockwise", "anticlockwise"),
+                     ("grow", "shrink")]
 
 
 def test_no_network_that_is_blind_to_order_passes_half_of_the_toy_validation():
-    """Every clip is there with its exact reversal under the partner's label: whoever says the same of both is wrong on one."""
+    """Each clip has its reversal under the partner's label: same answers are wrong on one."""
     clips, labels = D.toy_split("val", seed=0)
-    assert len(clips) == 512 and torch.equal(clips[:256].flip(1), clips[256:]) and torch.equal(labels[:256] ^ 1, labels[256:])
+    assert (len(clips) == 512 and torch.equal(clips[:256].flip(1), clips[256:])
+            and torch.equal(labels[:256] ^ 1, labels[256:]))
     assert labels.bincount().tolist() == [64] * 8
-    assert torch.equal(D.toy_split("val", seed=0)[0], clips) and not torch.equal(D.toy_split("val", seed=1)[0], clips)
+    assert (torch.equal(D.toy_split("val", seed=0)[0], clips)
+            and not torch.equal(D.toy_split("val", seed=1)[0], clips))
 
 
 # ----------------------------------------------------------------------------- the loop
 
 def command(*words):
-    """`python train.py words` in this process -> what it exits with: 0, a number, or the text of an error."""
+    """`python train.py words` in this process -> its exit: 0, a number, or the text of an error."""
     with pytest.raises(SystemExit) as stopped:
         train.main([str(word) for word in words])
     return stopped.value.code
 
 
 def small(videos, out, *words):
-    return ["--data", videos, "--model", "focal_toy", "--image_size", 32, "--num_frames", 4, "--workers", 0,
-            "--out", out, "--device", "cpu", *words]
+    return ["--data", videos, "--model", "focal_toy", "--image_size", 32, "--num_frames", 4,
+            "--workers", 0, "--out", out, "--device", "cpu", *words]
 
 
 PLAIN = ["--set", "mixup=0", "cutmix=0", "views=1x1"]
 
 
 def test_learning_rate_at_start_seam_and_end():
-    """By hand, 100 steps with 20 of warm-up: a line, then one cosine from the peak itself: no jump at the seam."""
+    """By hand, 100 steps, 20 of warm-up: a line, then a cosine from the peak: no jump there."""
     rates = [train.lr_at(step, 100, 20, 0.1, 0.001, 0.01) for step in range(101)]
     assert rates[0] == 0.001 and rates[10] == pytest.approx(0.0505) and rates[20] == 0.1
     assert rates[60] == pytest.approx(0.055) and rates[100] == pytest.approx(0.01)     # half way, and at the end
@@ -946,8 +1017,9 @@ def test_learning_rate_at_start_seam_and_end():
 
 
 def test_training_is_sgd_with_nesterov_momentum_worked_out_slowly(videos, tmp_path):
-    """Windows of 4 and 2 batches of 2 (the last divides by 2, not 4), warm-up, scaled lr, one clip per step, smoothing."""
-    assert command(*small(videos, tmp_path, "--batch_size", 2, "--accumulate", 4, "--epochs", 2, *PLAIN, "clip_grad=0.5")) == 0
+    """Windows of 4, then 2 batches of 2 (divided by 2), warm-up, scaled lr, clipping, smoothing."""
+    assert command(*small(videos, tmp_path, "--batch_size", 2, "--accumulate", 4, "--epochs", 2,
+                          *PLAIN, "clip_grad=0.5")) == 0
     done = read_checkpoint(tmp_path / "last.pt")
     torch.manual_seed(0)
     model = create_model("focal_toy", 2, 4, 32)
@@ -962,7 +1034,7 @@ def test_training_is_sgd_with_nesterov_momentum_worked_out_slowly(videos, tmp_pa
         loss = -(0.9 * right + 0.1 * logs.mean(1)).mean()
         grads = torch.autograd.grad(loss, parameters)
         norm = sum(g.square().sum() for g in grads).sqrt()
-        lr = (peak * .01 + step * (peak - peak * .01) if step < 1 else                  # 4 steps, round(4 * 20/120) = 1 of warm-up
+        lr = (peak * .01 + step * (peak - peak * .01) if step < 1 else                  # round(4 * 20/120) = 1 warms up
               peak * .01 + .5 * (peak - peak * .01) * (1 + math.cos(math.pi * (step - 1) / 3)))
         with torch.no_grad():
             for p, g, v in zip(parameters, grads, speed):
@@ -975,13 +1047,16 @@ def test_training_is_sgd_with_nesterov_momentum_worked_out_slowly(videos, tmp_pa
 
 
 def test_accumulation_and_processes_do_not_change_the_result(videos, tmp_path):
-    """A batch of 4 = 4 accumulated batches of 1 = 2 processes with 2 each; and their evaluation is the same."""
-    for name, words in dict(whole=["--batch_size", 4], parts=["--batch_size", 1, "--accumulate", 4]).items():
+    """A batch of 4 = 4 accumulated batches of 1 = 2 processes with 2 each; evaluation, too."""
+    for name, words in dict(whole=["--batch_size", 4],
+                            parts=["--batch_size", 1, "--accumulate", 4]).items():
         assert command(*small(videos, tmp_path / name, "--epochs", 2, *words, *PLAIN)) == 0
     words = small(videos, tmp_path / "two", "--epochs", 2, "--batch_size", 2, *PLAIN)
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", os.path.join(HERE, "train.py"),
-                    *map(str, words)], check=True, capture_output=True, env=os.environ | dict(OMP_NUM_THREADS="1"))
-    whole, parts, two = (read_checkpoint(tmp_path / name / "last.pt") for name in ("whole", "parts", "two"))
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2",
+                    os.path.join(HERE, "train.py"), *map(str, words)], check=True,
+                   capture_output=True, env=os.environ | dict(OMP_NUM_THREADS="1"))
+    whole, parts, two = (read_checkpoint(tmp_path / name / "last.pt")
+                         for name in ("whole", "parts", "two"))
     assert whole["step"] == parts["step"] == two["step"] == 6
     for key, value in whole["model"].items():
         close(parts["model"][key], value, rtol=0, atol=1e-6)
@@ -991,26 +1066,29 @@ def test_accumulation_and_processes_do_not_change_the_result(videos, tmp_path):
 
 
 def test_killed_and_resumed_is_the_same_as_never_stopped(videos, tmp_path):
-    """SIGKILL at three steps, then SIGINT; with drop path, mixup, colours, accumulation and two workers: bit by bit the same."""
-    words = [str(word) for word in small(videos, tmp_path / "one", "--batch_size", 2, "--accumulate", 2, "--epochs", 12, "--workers", 2,
-                                         "--set", "drop_path=0.1", "views=1x1")]
+    """3 SIGKILLs, a SIGINT; drop path, mixup, colours, accumulation, 2 workers: the same bits."""
+    words = [str(word) for word in small(
+        videos, tmp_path / "one", "--batch_size", 2, "--accumulate", 2, "--epochs", 12,
+        "--workers", 2, "--set", "drop_path=0.1", "views=1x1")]
     start = [sys.executable, os.path.join(HERE, "train.py")]
-    options = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-                   env=os.environ | dict(OMP_NUM_THREADS="1"))
+    options = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                   start_new_session=True, env=os.environ | dict(OMP_NUM_THREADS="1"))
     reference = subprocess.Popen(start + words, **options)
     words[words.index(str(tmp_path / "one"))] = str(tmp_path / "two")
     log = tmp_path / "two" / "log.jsonl"
-    for epochs, wait, blow in ((2, 0, signal.SIGKILL), (4, 0.1, signal.SIGKILL), (6, 0.2, signal.SIGKILL), (8, 0.05, signal.SIGINT)):
+    for epochs, wait, blow in ((2, 0, signal.SIGKILL), (4, 0.1, signal.SIGKILL),
+                               (6, 0.2, signal.SIGKILL), (8, 0.05, signal.SIGINT)):
         process = subprocess.Popen(start + words + ["--resume"] * log.exists(), **options)
-        while process.poll() is None and not (log.exists() and log.read_text().count("\n") >= epochs):
+        while (process.poll() is None
+               and not (log.exists() and log.read_text().count("\n") >= epochs)):
             time.sleep(0.01)
         time.sleep(wait)
         os.killpg(process.pid, blow)
         said = process.communicate()[0]
         assert process.returncode == (-9 if blow == signal.SIGKILL else 130), said
     assert "stopped by SIGINT; saved" in said and "Traceback" not in said
-    subprocess.run(start + ["--out", str(tmp_path / "two"), "--workers", "2", "--resume"], check=True,
-                   capture_output=True, env=options["env"])                            # sums depend on the number of threads
+    subprocess.run(start + ["--out", str(tmp_path / "two"), "--workers", "2", "--resume"],
+                   check=True, capture_output=True, env=options["env"])                # sums depend on thread count
     reference.communicate()
     one, two = (read_checkpoint(tmp_path / name / "last.pt") for name in ("one", "two"))
     assert one["step"] == two["step"] == 36 and one["metrics"]["top1"] == two["metrics"]["top1"]
@@ -1019,7 +1097,8 @@ def test_killed_and_resumed_is_the_same_as_never_stopped(videos, tmp_path):
         assert torch.equal(a["momentum_buffer"], b["momentum_buffer"])
 
 
-def test_evaluation_averages_softmax_over_views_and_counts_unreadable_videos_as_wrong(videos, tmp_path, capsys):
+def test_evaluation_averages_softmax_over_views_and_counts_unreadable_videos_as_wrong(
+        videos, tmp_path, capsys):
     root = tmp_path / "v"
     shutil.copytree(videos, root)
     assert command(*small(root, tmp_path, "--batch_size", 4, "--steps", 1, *PLAIN)) == 0
@@ -1027,7 +1106,8 @@ def test_evaluation_averages_softmax_over_views_and_counts_unreadable_videos_as_
     shown = []
     for batch_size in (1, 8, 100):
         capsys.readouterr()
-        assert command("--eval", "--init", tmp_path / "last.pt", "--views", "2x3", "--batch_size", batch_size, "--workers", 0) == 0
+        assert command("--eval", "--init", tmp_path / "last.pt", "--views", "2x3",
+                       "--batch_size", batch_size, "--workers", 0) == 0
         shown.append(capsys.readouterr())
         assert "counted as wrong" in shown[-1].err and "broken.mp4" in shown[-1].err
     model = create_model("focal_toy", 2, 4, 32).eval()
@@ -1036,15 +1116,16 @@ def test_evaluation_averages_softmax_over_views_and_counts_unreadable_videos_as_
     right = {0: [], 1: []}
     for i, label in enumerate(data.labels):
         sample = data[0, i]
-        x = (sample["clip"].movedim(-1, 1) / 255 - torch.tensor([.485, .456, .406]).view(1, 3, 1, 1, 1)) \
-            / torch.tensor([.229, .224, .225]).view(1, 3, 1, 1, 1)                     # 6 views
+        x = ((sample["clip"].movedim(-1, 1) / 255
+              - torch.tensor([.485, .456, .406]).view(1, 3, 1, 1, 1))
+             / torch.tensor([.229, .224, .225]).view(1, 3, 1, 1, 1))                   # 6 views
         scores = sum(model(view[None])[0].softmax(-1) for view in x) / 6
         right[label].append(sample["bad"] == "" and scores.argmax().item() == label)
     top1 = 100 * sum(map(sum, right.values())) / 6
     per_class = 50 * sum(sum(hits) / len(hits) for hits in right.values())
     for one in shown:                                          # top-5 of 2 classes: all but the broken one
-        assert (f"6 videos, 2x3 views: top-1 {top1:.2f} %, top-5 83.33 %, mean class accuracy {per_class:.2f} %, "
-                "1 unreadable") in one.out
+        assert (f"6 videos, 2x3 views: top-1 {top1:.2f} %, top-5 83.33 %, "
+                f"mean class accuracy {per_class:.2f} %, 1 unreadable") in one.out
 
 
 def test_prediction_prints_class_names_and_names_what_it_cannot_read(videos, tmp_path, capsys):
@@ -1057,14 +1138,15 @@ def test_prediction_prints_class_names_and_names_what_it_cannot_read(videos, tmp
     assert str(good) in shown.out and shown.out.count(" %") == 2 and "brush hair" in shown.out
     assert "error: " in shown.err and "no.mp4" in shown.err
     torch.save({"model": small_focal(num_classes=400).state_dict()}, tmp_path / "released.pt")      # no names inside
-    words = ["--predict", good, "--init", tmp_path / "released.pt", "--model", "focal_t", "--image_size", 64, "--set", "dim=32",
-             "depths=(1,1,2,1)", "--data"]
+    words = ["--predict", good, "--init", tmp_path / "released.pt", "--model", "focal_t",
+             "--image_size", 64, "--set", "dim=32", "depths=(1,1,2,1)", "--data"]
     assert command(*words, "k400") == 0
     assert sum(name in capsys.readouterr().out for name in D.class_names("k400")) >= 0
     assert "has 400 classes and no names for them, --data ssv2 has 174" in command(*words, "ssv2")
 
 
-def test_mistakes_end_with_one_line_that_says_the_value_the_rule_and_the_way_out(videos, tmp_path, monkeypatch):
+def test_mistakes_end_with_one_line_that_says_the_value_the_rule_and_the_way_out(
+        videos, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.pt").write_text("not a checkpoint")
     (tmp_path / "list.txt").write_text("a.mp4 0\nb.mp4 zero\n")
@@ -1076,29 +1158,39 @@ def test_mistakes_end_with_one_line_that_says_the_value_the_rule_and_the_way_out
     assert command(*small(videos, tmp_path / "out", "--batch_size", 4, "--steps", 1, *PLAIN)) == 0
     here = ["--data", str(videos), "--model", "focal_toy", "--image_size", "32", "--workers", "0"]
     for words, message in (
-            (["--data", "k400"], "no train videos of k400 in data/k400.*annotations/train.csv.*CLASS.*--root DIR"),
+            (["--data", "k400"],
+             "no train videos of k400 in data/k400.*annotations/train.csv.*CLASS.*--root DIR"),
             (["--data", "empty"], "no train videos of empty"),
-            (["--data", "nowhere"], "--data nowhere: neither a folder, nor a list file, nor one of toy, k400"),
+            (["--data", "nowhere"],
+             "--data nowhere: neither a folder, nor a list file, nor one of toy, k400"),
             (["--data", "list.txt"], "list.txt, line 2: 'b.mp4 zero' is not 'path label'"),
             (["--model", "resnet"], "no model 'resnet'; there are focal_t, focal_s"),
             (["--set", "banana=1"], "--set banana=1: no such key.*drop_path.*smoothing"),
             (["--set", "levels=9"], "levels=9: focal modulation here has 1 to 4"),
-            (["--set", "tubelet=2", "conv_embed=True", "patch=4"], "tubelet=2 with conv_embed=True"),
-            (["--num_frames", "7", "--set", "tubelet=2"], "7 frames: this network takes multiples of 2"),
+            (["--set", "tubelet=2", "conv_embed=True", "patch=4"],
+             "tubelet=2 with conv_embed=True"),
+            (["--num_frames", "7", "--set", "tubelet=2"],
+             "7 frames: this network takes multiples of 2"),
             (["--image_size", "50"], "50 x 50 pixels: .*multiples of 16.*nearest is 48 x 48"),
             (["--views", "4x2"], "views '4x2': write CLIPSxCROPS"),
             (["--batch_size", "0"], "batch_size=0: must be a number above 0"),
-            (here + ["--batch_size", "100"], "12 training clips do not fill one batch of 100.*lower --batch_size"),
+            (here + ["--batch_size", "100"],
+             "12 training clips do not fill one batch of 100.*lower --batch_size"),
             (["--eval"], "need weights: --init FILE"),
             (["--eval", "--init", "nowhere.pt"], "nowhere.pt: no such checkpoint"),
             (["--init", "notes.pt"], "notes.pt cannot be read as a checkpoint"),
             (["--resume", "--out", "fresh"], "fresh/last.pt: no such checkpoint"),
-            (["--resume", "out/last.pt", "--lr", "0.5", "--seed", "1"], "seed was 0, is 1.*leave these flags out"),
-            (["--eval", "--init", "out/last.pt", "--data", "three"], "was not trained on the 3 classes of three"),
-            (here + ["--init", "out/last.pt", "--set", "dim=64"], r"shape: patch_embed.proj.weight is \(32, 3, 8, 8\) there and \(64"),
+            (["--resume", "out/last.pt", "--lr", "0.5", "--seed", "1"],
+             "seed was 0, is 1.*leave these flags out"),
+            (["--eval", "--init", "out/last.pt", "--data", "three"],
+             "was not trained on the 3 classes of three"),
+            (here + ["--init", "out/last.pt", "--set", "dim=64"],
+             r"shape: patch_embed.proj.weight is \(32, 3, 8, 8\) there and \(64"),
     ):
         said = command(*words)
         assert isinstance(said, str) and said.startswith("error: "), (words, said)
         assert re.search(message, said, re.DOTALL), (words, said)
-    done = subprocess.run([sys.executable, os.path.join(HERE, "train.py"), "--data", "nowhere"], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr and not done.stdout
+    done = subprocess.run([sys.executable, os.path.join(HERE, "train.py"), "--data", "nowhere"],
+                          capture_output=True, text=True)
+    assert (done.returncode == 1 and done.stderr.startswith("error: ")
+            and "Traceback" not in done.stderr and not done.stdout)

@@ -9,9 +9,9 @@ Train, evaluate, predict: one straight loop, and the command line around it.
     python train.py --predict clip.mp4 --init out/best.pt  the five most probable classes
 
 A step: set the learning rate -> `accumulate` batches forward and backward -> clip the gradient ->
-SGD. What is random in a step comes from (seed, step, batch, process), what is random in the data from
-(seed, epoch, sample). So weights, optimizer and the number of the step are all there is to save: a
-run that was killed and resumed ends with the same bits as one that was not.
+SGD. What is random in a step comes from (seed, step, batch, process), what is random in the data
+from (seed, epoch, sample). So weights, optimizer and the number of the step are all there is to
+save: a run that was killed and resumed ends with the same bits as one that was not.
 
 Source of the recipes: configs and code released with arXiv:2307.06947. Where the paper's text says
 something else, or we do, the line says so.
@@ -36,7 +36,7 @@ from tqdm import tqdm
 import data as D
 from backbone import MODELS, create_model, load_weights, read_checkpoint, trunk_of
 
-FOCAL = D.PIPELINES["focal"] | dict(       # Video-FocalNets; its configs differ in model and flip only
+FOCAL = D.PIPELINES["focal"] | dict(       # Video-FocalNets; configs differ in model and flip only
     epochs=120, warmup=20/120,             # the share of training in which lr rises
     batch_size=8, accumulate=1, optimizer="sgd", momentum=0.9, betas=(0.9, 0.999),
     lr=0.1, warmup_lr=0.001, min_lr=0.001, # peak, first and last, for a global batch of
@@ -45,57 +45,62 @@ FOCAL = D.PIPELINES["focal"] | dict(       # Video-FocalNets; its configs differ
                                            # into the group without decay ('' is in every name)
     clip_grad=5.0, smoothing=0.1, mixup=0.8, cutmix=1.0, switch=0.5)
 LVT = D.PIPELINES["lvt_ssv2"] | dict(      # Linear Video Transformer, SSv2; the paper says lr 0.035
-    epochs=35, warmup=5/35, batch_size=4, accumulate=1, optimizer="sgd", momentum=0.9, betas=(0.9, 0.999),
-    lr=0.03, warmup_lr=0.003, min_lr=0.0, lr_batch=32, weight_decay=1e-4,
-    clip_grad=0.0, smoothing=0.0, mixup=0.0, cutmix=0.0, switch=0.5)
-LVT_KINETICS = LVT | D.PIPELINES["lvt_kinetics"] | dict(             # the paper says 35 epochs here, too
+    epochs=35, warmup=5/35, batch_size=4, accumulate=1,
+    optimizer="sgd", momentum=0.9, betas=(0.9, 0.999), weight_decay=1e-4,
+    lr=0.03, warmup_lr=0.003, min_lr=0.0, lr_batch=32,
+    clip_grad=0.0, smoothing=0.0, mixup=0.0, cutmix=0.0, switch=0.5)           # 0: no clipping
+LVT_KINETICS = LVT | D.PIPELINES["lvt_kinetics"] | dict(                       # paper: 35 epochs
     epochs=40, warmup=5/40, lr=0.035, warmup_lr=0.01, weight_decay=1e-5, smoothing=0.3, mixup=0.4)
-TOY = D.PIPELINES["toy"] | dict(           # ours, by trial: with lr 0.2 some seeds never leave chance
-    epochs=7, warmup=0.1, batch_size=32, accumulate=1, optimizer="sgd", momentum=0.9, betas=(0.9, 0.98),
-    lr=0.1, warmup_lr=0.0, min_lr=0.0, lr_batch=32, weight_decay=0.0,
+CHARADES = LVT_KINETICS | dict(            # from K400 weights; there is no loader for it here
+    epochs=60, warmup=5/60, warmup_lr=0.001, smoothing=0.0, mixup=0.0, views="10x3")
+TOY = D.PIPELINES["toy"] | dict(           # ours, by trial: at lr 0.2 some seeds never leave chance
+    epochs=7, warmup=0.1, batch_size=32, accumulate=1,
+    optimizer="sgd", momentum=0.9, betas=(0.9, 0.98), weight_decay=0.0,
+    lr=0.1, warmup_lr=0.0, min_lr=0.0, lr_batch=32,
     clip_grad=1.0, smoothing=0.1, mixup=0.0, cutmix=0.0, switch=0.5)
 RECIPES = {                                # by the family of the model and the data set
     "focal": {"toy": TOY, "k400": FOCAL, "k600": FOCAL, "diving48": FOCAL, "activitynet": FOCAL,
-              "ssv2": FOCAL | dict(flip=0.0)},                       # it has classes that say left and right
-    "lvt": {"toy": TOY | dict(optimizer="adamw", lr=0.003, weight_decay=0.05),     # SGD stays at chance
-            "ssv2": LVT, "k400": LVT_KINETICS, "k600": LVT_KINETICS,
-            "charades": LVT_KINETICS | dict(epochs=60, warmup=5/60, warmup_lr=0.001, smoothing=0.0, mixup=0.0,
-                                            views="10x3")},          # from K400 weights
+              "ssv2": FOCAL | dict(flip=0.0)},                       # classes say left and right
+    "lvt": {"toy": TOY | dict(optimizer="adamw", lr=0.003, weight_decay=0.05),     # not with SGD
+            "ssv2": LVT, "k400": LVT_KINETICS, "k600": LVT_KINETICS, "charades": CHARADES},
 }
-NOTHING, EVERYTHING = "fixation=none temporal_shift=0 spatial_shift=0", ""
 STUDIES = {                                # name: (the command, {row: what --set changes in it})
     "temporal": ("--steps 200", {          # questions of the focal paper
-        "as released": "", "no temporal branch": "temporal=False", "no spatial branch": "spatial=False",
-        "sequential, not parallel": "design=sequential", "one 3-d branch": "design=joint3d",
-        "modulators added": "fusion=add", "averaged": "fusion=average", "projected": "fusion=project",
-        "1 level": "levels=1", "3 levels": "levels=3"}),
+        "as released": "", "no temporal branch": "temporal=False",
+        "no spatial branch": "spatial=False", "sequential, not parallel": "design=sequential",
+        "one 3-d branch": "design=joint3d", "modulators added": "fusion=add",
+        "averaged": "fusion=average", "projected": "fusion=project", "1 level": "levels=1",
+        "3 levels": "levels=3"}),
     "attention": ("--model lvt_toy --steps 160 --set temp_embed=False stride=16", {
-        "no shifts, no fixation (Table 3)": NOTHING, "spatial shift": "fixation=none temporal_shift=0",
+        "no shifts, no fixation (Table 3)": "fixation=none temporal_shift=0 spatial_shift=0",
+        "spatial shift": "fixation=none temporal_shift=0",
         "temporal shift": "fixation=none spatial_shift=0", "both shifts": "fixation=none",
-        "fixation": "temporal_shift=0 spatial_shift=0", "both shifts and fixation: the default": EVERYTHING,
-        "fixation, then shifts": "shift_first=False",
+        "fixation": "temporal_shift=0 spatial_shift=0",
+        "both shifts and fixation: the default": "", "fixation, then shifts": "shift_first=False",
         "separate gates (Table 4)": "fixation=separate", "gates from QK": "fixation=qk",
         "one gate from QK": "fixation=qk_shared", "gates from QKV": "fixation=qkv",
-        "one gate from QKV, by addition": "fixation_by=add", "by multiplication": "fixation_by=multiply",
-        "relu without offset (Table 5)": "kernel=relu_paper", "elu + 1": "kernel=elu", "sigmoid": "kernel=sigmoid",
-        "no kernel": "kernel=identity", "cosFormer (Table 1)": "kernel=cosformer", "Performer": "kernel=performer",
-        "Linformer": "kernel=linformer", "Orthoformer": "kernel=orthoformer", "softmax": "kernel=softmax",
-        "joint (Table 6)": "pattern=joint", "windowed": "pattern=space spatial_shift=0",
-        "space, then time": "order=space_time"}),
+        "one gate from QKV, by addition": "fixation_by=add",
+        "by multiplication": "fixation_by=multiply",
+        "relu without offset (Table 5)": "kernel=relu_paper", "elu + 1": "kernel=elu",
+        "sigmoid": "kernel=sigmoid", "no kernel": "kernel=identity",
+        "cosFormer (Table 1)": "kernel=cosformer", "Performer": "kernel=performer",
+        "Linformer": "kernel=linformer", "Orthoformer": "kernel=orthoformer",
+        "softmax": "kernel=softmax", "joint (Table 6)": "pattern=joint",
+        "windowed": "pattern=space spatial_shift=0", "space, then time": "order=space_time"}),
 }
 DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
 
 
 def lr_at(step, steps, warmup, peak, first, last):
-    """Learning rate of a step: a line from `first` to `peak` over `warmup` steps, one cosine to `last`."""
+    """Learning rate of a step: a line from `first` to `peak` over `warmup`, a cosine to `last`."""
     if step < warmup:
         return first + (peak - first) * step / warmup
-    # The released cosine counts from step 0 and drops by 6.6 % where the warm-up ends; ours starts there.
+    # The released cosine counts from step 0: it drops by 6.6 % at the seam, where ours begins.
     return last + (peak - last) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
 def save(path, checkpoint):
-    """Written beside and renamed: whoever reads sees the old file or the new one, never half of one."""
+    """Written beside and renamed: a reader sees the old file or the new one, never half of one."""
     torch.save(checkpoint, path + ".tmp")
     os.replace(path + ".tmp", path)
 
@@ -107,9 +112,10 @@ def autocast(device, dtype):
 @torch.no_grad()
 def evaluate(model, dataset, s, device, workers, rank=0, world=1):
     """
-    Mean of softmax over the views of each video, each video once, whatever the batch and the number
-    of processes -> {top1, top5, mean_class} in percent and {videos, bad}. An unreadable video counts
-    as wrong: to drop it would flatter. (The released evaluation drops the odd sample of each process.)
+    Mean of softmax over the views of each video, each video once, whatever the batch and the
+    processes -> {top1, top5, mean_class} in percent, {videos, bad}. An unreadable video counts as
+    wrong: to drop it would flatter. (Released: Video-FocalNet drops the odd video of a process; the
+    transformer sums logits, where one view that is very sure outvotes the others.)
     """
     model.eval()
     views = dataset.views[0] * dataset.views[1]
@@ -126,13 +132,14 @@ def evaluate(model, dataset, s, device, workers, rank=0, world=1):
             if reason:
                 bad[i] = 1
                 print(f"counted as wrong: {reason}", file=sys.stderr)
-    if world > 1:                                                    # each row comes from one process
+    if world > 1:                                                    # a row is one process's
         dist.all_reduce(scores)
         dist.all_reduce(bad)
     model.train()
     scores, bad, labels = scores.cpu(), bad.cpu() > 0, torch.tensor(dataset.labels)
     top = scores.topk(min(5, scores.shape[1])).indices               # (videos, 5)
-    hits = ((top == labels[:, None]) & ~bad[:, None]).float()
+    good = ~bad & scores.isfinite().all(1)                           # nan is no answer
+    hits = ((top == labels[:, None]) & good[:, None]).float()
     per_class = torch.stack([hits[labels == c, 0].mean() for c in labels.unique()])
     return dict(top1=100 * hits[:, 0].mean().item(), top5=100 * hits.sum(1).mean().item(),
                 mean_class=100 * per_class.mean().item(), videos=len(labels), bad=int(bad.sum()))
@@ -146,18 +153,23 @@ def report(metrics, views):
 
 def mean_gates(model, dataset, s, device):
     """
-    What the gates of a focal net do, over eight clips: {'stage 1 gates': [level 1, .., L, global]}.
+    What the gates of a focal net do, over four clips: {'stage 1 gates': [level 1, .., L, global]}.
     A level that stays at 0, or a temporal branch whose gates all do, is not being used.
     """
-    chosen = np.linspace(0, len(dataset) - 1, 8).astype(int)
-    batch, maps = torch.utils.data.default_collate([dataset[0, i] for i in chosen]), []
+    if not any(name.endswith(".focal") for name, _ in model.named_modules()):
+        return {}
+    chosen, maps, means = np.linspace(0, len(dataset) - 1, 4).astype(int), [], {}
+    batch = torch.utils.data.default_collate([dataset[0, i] for i in chosen])
     model.eval()
     with torch.no_grad(), autocast(device, s["dtype"]):
-        model(D.to_device(batch, s, device), maps)
+        model(D.to_device(batch, s, device)[:4], maps)
     model.train()
-    return {f"stage {number} {key}": torch.stack([block[key].float().mean((0, 1, 2, 3)) for block in stage]
-                                                 ).mean(0).tolist()
-            for number, stage in enumerate(maps, 1) for key in ("gates", "gates_temporal") if key in stage[0]}
+    for number, stage in enumerate(maps, 1):
+        for key in ("gates", "gates_temporal"):
+            if key in stage[0]:                                      # (B, T, H, W, L+1)
+                gates = torch.stack([block[key].float().mean((0, 1, 2, 3)) for block in stage])
+                means[f"stage {number} {key}"] = gates.mean(0).tolist()
+    return means
 
 
 def train(model, sets, s, args, device, rank, world, resumed):
@@ -166,10 +178,10 @@ def train(model, sets, s, args, device, rank, world, resumed):
     Returns the last metrics, or, stopped by a signal, its number.
     """
     data = sets["train"]
-    per_epoch = len(data) // (s["batch_size"] * world)               # batches of a process in an epoch
+    per_epoch = len(data) // (s["batch_size"] * world)               # batches of each process
     if per_epoch == 0:
-        raise ValueError(f"{len(data)} training clips do not fill one batch of {s['batch_size']} on each "
-                         f"of {world} processes: lower --batch_size")
+        raise ValueError(f"{len(data)} training clips do not fill one batch of {s['batch_size']} "
+                         f"on each of {world} processes: lower --batch_size")
     steps_per_epoch = -(-per_epoch // s["accumulate"])               # the last window may be shorter
     steps = s["steps"] or round(s["epochs"] * steps_per_epoch)
     warmup = round(s["warmup"] * steps)
@@ -180,14 +192,15 @@ def train(model, sets, s, args, device, rank, world, resumed):
         optimizer = torch.optim.SGD(model.parameters(), peak, s["momentum"], nesterov=True,
                                     weight_decay=s["weight_decay"])
     else:
-        optimizer = torch.optim.AdamW(model.parameters(), peak, s["betas"], weight_decay=s["weight_decay"])
+        optimizer = torch.optim.AdamW(model.parameters(), peak, s["betas"],
+                                      weight_decay=s["weight_decay"])
     scaler = torch.amp.GradScaler(device.type, enabled=s["dtype"] == "float16")
     step, best, log = 0, -1.0, {}
     if resumed:
         here = dict(global_batch=global_batch, steps_per_epoch=steps_per_epoch)
         if resumed["shape"] != here:
-            raise ValueError(f"the checkpoint was made with {resumed['shape']}, this is {here}: to go on "
-                             "exactly, keep batch_size x accumulate x processes")
+            raise ValueError(f"the checkpoint was made with {resumed['shape']}, this is {here}: to "
+                             "go on exactly, keep batch_size x accumulate x processes")
         optimizer.load_state_dict(resumed["optimizer"])
         scaler.load_state_dict(resumed["scaler"])
         step, best, log = resumed["step"], resumed["best"], resumed["metrics"]
@@ -195,24 +208,40 @@ def train(model, sets, s, args, device, rank, world, resumed):
         os.makedirs(args.out, exist_ok=True)
         for name in ("last.pt", "best.pt", "log.jsonl") * (not resumed):
             if os.path.exists(path := os.path.join(args.out, name)):
-                os.replace(path, path + ".old")                      # the run before is kept, until the next
+                os.replace(path, path + ".old")                      # kept, until the next run
     net = eval_net = torch.compile(model) if args.compile else model
     if world > 1:
         net = torch.nn.parallel.DistributedDataParallel(net)
     if rank == 0:
-        print(f"{s['model']}: {sum(p.numel() for p in model.parameters()):,} parameters | {len(data)} clips "
-              f"to train on, {len(sets['val'])} to validate, {len(data.classes)} classes | {s['num_frames']} "
-              f"frames of {s['image_size']} x {s['image_size']} | {device}, {s['dtype']}\n{steps} steps of "
-              f"{global_batch} clips ({s['batch_size']} x {s['accumulate']} x {world} processes), "
+        print(f"{s['model']}: {sum(p.numel() for p in model.parameters()):,} parameters | "
+              f"{len(data)} clips to train on, {len(sets['val'])} to validate, "
+              f"{len(data.classes)} classes | {s['num_frames']} frames of {s['image_size']} x "
+              f"{s['image_size']} | {device}, {s['dtype']}\n{steps} steps of {global_batch} clips ({s['batch_size']} x {s['accumulate']} x {world} processes), "
               f"{steps / steps_per_epoch:g} epochs, peak lr {peak:.3g}")
 
     def save_as(name):
         if rank == 0:
             save(os.path.join(args.out, name), dict(
-                model=model.state_dict(), optimizer=optimizer.state_dict(), scaler=scaler.state_dict(),
-                step=step, epoch=step / steps_per_epoch, best=best, metrics=log, settings=s,
-                classes=data.classes, shape=dict(global_batch=global_batch, steps_per_epoch=steps_per_epoch)))
+                model=model.state_dict(), optimizer=optimizer.state_dict(),
+                scaler=scaler.state_dict(), step=step, epoch=step / steps_per_epoch, best=best,
+                metrics=log, settings=s, classes=data.classes,
+                shape=dict(global_batch=global_batch, steps_per_epoch=steps_per_epoch)))
 
+    def validate():
+        """One view of each validation video: completes `log`, writes its line, keeps the best."""
+        nonlocal best
+        log.update(evaluate(eval_net, sets["val"], s, device, args.workers, rank, world))
+        if rank == 0:
+            log.update(mean_gates(model, sets["val"], s, device))
+            with open(os.path.join(args.out, "log.jsonl"), "a") as file:
+                file.write(json.dumps(log) + "\n")
+        if log["top1"] > best:
+            best = log["top1"]
+            save_as("best.pt")
+        save_as("last.pt")
+
+    if log and "top1" not in log:                                    # killed while it validated
+        validate()
     caught = []
 
     def stop(number, frame):
@@ -232,7 +261,8 @@ def train(model, sets, s, args, device, rank, world, resumed):
         lr = lr_at(step, steps, warmup, peak, first, last)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        window, loss_sum = min(s["accumulate"], per_epoch - step % steps_per_epoch * s["accumulate"]), 0.0
+        window = min(s["accumulate"], per_epoch - step % steps_per_epoch * s["accumulate"])
+        loss_sum = 0.0
         for k in range(window):
             asked = time.perf_counter()
             batch = next(batches)
@@ -242,12 +272,13 @@ def train(model, sets, s, args, device, rank, world, resumed):
                 bar.write(f"another clip stands in for {reason}")
             rng = np.random.default_rng((s["seed"], step, k, rank))
             torch.manual_seed(int(rng.integers(2**62)))              # drop path and dropout
-            x, targets = D.mix(D.to_device(batch, s, device), batch["label"].to(device), len(data.classes),
-                               rng, s["mixup"], s["cutmix"], s["switch"], s["smoothing"])
+            x, targets = D.mix(D.to_device(batch, s, device), batch["label"].to(device),
+                               len(data.classes), rng, s["mixup"], s["cutmix"], s["switch"],
+                               s["smoothing"])
             with net.no_sync() if world > 1 and k < window - 1 else contextlib.nullcontext():
                 with autocast(device, s["dtype"]):
                     logits = net(x)
-                loss = F.cross_entropy(logits.float(), targets)      # - sum(targets * log_softmax), mean
+                loss = F.cross_entropy(logits.float(), targets)      # - sum targets log softmax
                 scaler.scale(loss / window).backward()
             loss_sum += loss.item() / window
             clips += len(x) * world
@@ -258,7 +289,7 @@ def train(model, sets, s, args, device, rank, world, resumed):
             norms.append(norm)
             scaler.step(optimizer)
         else:
-            infinite += 1                                            # counted and shown; no step is taken
+            infinite += 1                                            # counted, shown; no step
         scaler.update()
         optimizer.zero_grad()
         step += 1
@@ -269,23 +300,18 @@ def train(model, sets, s, args, device, rank, world, resumed):
         bar.set_postfix_str(f"loss {loss_sum:.3f}, lr {lr:.1e}, {speed}", refresh=False)
         bar.update()
         if step % steps_per_epoch == 0 or step == steps:
-            save_as("last.pt")                                       # first: the evaluation may take long
-            log = dict(epoch=step / steps_per_epoch, step=step, lr=lr, loss=float(np.mean(losses or [math.nan])),
+            log = dict(epoch=step / steps_per_epoch, step=step, lr=lr,
+                       loss=float(np.mean(losses or [math.nan])),
                        grad_norm=float(np.mean(norms or [math.nan])), clips_per_s=clips / seconds,
                        waiting=waited / seconds, infinite=infinite, replaced=len(named))
-            log |= evaluate(eval_net, sets["val"], s, device, args.workers, rank, world)
+            save_as("last.pt")                                       # first: this may take long
+            validate()
             if rank == 0:
-                bar.write(f"epoch {log['epoch']:g} | loss {log['loss']:.3f} | val top-1 {log['top1']:.1f} % | "
-                          f"top-5 {log['top5']:.1f} % | lr {lr:.1e} | gradient {log['grad_norm']:.2f} | {speed}")
-                log |= mean_gates(model, sets["val"], s, device)
-                with open(os.path.join(args.out, "log.jsonl"), "a") as file:
-                    file.write(json.dumps(log) + "\n")
-            if log["top1"] > best:
-                best = log["top1"]
-                save_as("best.pt")
-            save_as("last.pt")                                       # again: with these metrics
+                bar.write(f"epoch {log['epoch']:g} | loss {log['loss']:.3f} | val top-1 "
+                          f"{log['top1']:.1f} % | top-5 {log['top5']:.1f} % | lr {lr:.1e} | "
+                          f"gradient {log['grad_norm']:.2f} | {speed}")
             losses, norms, clips, waited, started = [], [], 0, 0.0, time.perf_counter()
-        if world > 1:                                                # all processes stop at the same step
+        if world > 1:                                                # all stop at the same step
             flag = torch.tensor(max(caught, default=0), device=device)
             dist.all_reduce(flag, dist.ReduceOp.MAX)
             caught = [flag.item()] * (flag.item() > 0)
@@ -299,8 +325,9 @@ def train(model, sets, s, args, device, rank, world, resumed):
 
 
 def predict(model, files, classes, s, device):
-    """Prints the five most probable classes of each file, preprocessed as in evaluation. -> exit status"""
-    dataset = D.VideoSet(files, [0] * len(files), classes, s, s["num_frames"], s["image_size"], views=s["views"])
+    """Prints the most probable classes of each file, preprocessed as in evaluation -> status"""
+    dataset = D.VideoSet(files, [0] * len(files), classes, s, s["num_frames"], s["image_size"],
+                         views=s["views"])
     model.eval()
     status = 0
     for i, path in enumerate(files):
@@ -318,7 +345,7 @@ def predict(model, files, classes, s, device):
 
 
 def study(name, out):
-    """Answers the questions of a paper on the toy data: trains each row of STUDIES from three seeds, prints a table."""
+    """Asks the questions of a paper on the toy data: each row of STUDIES, from three seeds."""
     command, rows = STUDIES[name]
     print(f"python train.py {command}; val top-1, %\n| | seeds 0, 1, 2 | mean |\n|---|---|---|")
     for row, changes in rows.items():
@@ -326,10 +353,12 @@ def study(name, out):
         for seed in range(3):
             folder = os.path.join(out, "study")
             with contextlib.redirect_stdout(None):
-                run(command.split() + ["--seed", str(seed), "--out", folder] + ["--set", *changes.split()] * bool(changes))
+                run(command.split() + ["--seed", str(seed), "--out", folder]
+                    + ["--set", *changes.split()] * bool(changes))
             with open(os.path.join(folder, "log.jsonl")) as file:
                 top1.append(json.loads(file.readlines()[-1])["top1"])
-        print(f"| {row} | {', '.join(f'{value:.1f}' for value in top1)} | {np.mean(top1):.1f} |", flush=True)
+        print(f"| {row} | {', '.join(f'{value:.1f}' for value in top1)} | {np.mean(top1):.1f} |",
+              flush=True)
 
 
 # ----------------------------------------------------------------------------- the command line
@@ -342,17 +371,17 @@ def parse(argv):
     flag("--model", help=f"{', '.join(MODELS)} (default focal_toy for toy, else focal_t)")
     flag("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
          help="any argument of the model, any number of the recipe: --set drop_path=0.1 mixup=0")
-    flag("--init", metavar="FILE", help="weights: ours, released, or of an image FocalNet (inflated)")
+    flag("--init", metavar="FILE", help="weights: ours, released, or an image FocalNet's, inflated")
     flag("--temporal_init", choices=("fresh", "identity"), default="fresh",
          help="start of the temporal branch of an inflated network (default fresh, as released)")
-    flag("--resume", nargs="?", const="", metavar="FILE", help="go on exactly (default OUT/last.pt)")
-    flag("--out", default="out", metavar="DIR", help="for last.pt, best.pt, log.jsonl (default out)")
+    flag("--resume", nargs="?", const="", metavar="FILE", help="go on exactly (OUT/last.pt)")
+    flag("--out", default="out", metavar="DIR", help="for last.pt, best.pt, log.jsonl (out)")
     flag("--epochs", type=float, help="passes over the training data (default: the recipe's)")
     flag("--steps", type=int, help="optimizer steps, in place of --epochs")
-    flag("--batch_size", type=int, help="clips per process and forward pass (default: the recipe's)")
+    flag("--batch_size", type=int, help="clips per process and pass (default: the recipe's)")
     flag("--accumulate", type=int, help="forward passes per optimizer step (default 1)")
     flag("--optimizer", choices=("sgd", "adamw"), help="default: the recipe's")
-    flag("--lr", type=float, help="the peak itself (default: recipe's lr x global batch / lr_batch)")
+    flag("--lr", type=float, help="the peak itself (default: lr x global batch / lr_batch)")
     flag("--image_size", type=int, help="side of a clip in pixels (default: the model's)")
     flag("--num_frames", type=int, help="frames of a clip (default: the model's)")
     flag("--workers", type=int, help="loader processes (default: 0 for toy, else one per CPU core)")
@@ -361,9 +390,9 @@ def parse(argv):
     flag("--dtype", choices=DTYPES, help="of autocast (default bfloat16 on cuda, float32 on cpu)")
     flag("--compile", action="store_true", help="torch.compile the network (for GPUs)")
     flag("--eval", action="store_true", help="evaluate --init on the validation videos")
-    flag("--views", metavar="CLIPSxCROPS", help="of the evaluation (default: the recipe's; predict: 1x1)")
-    flag("--predict", nargs="+", metavar="VIDEO", help="print the most probable classes of each, with --init")
-    flag("--study", choices=STUDIES, help="a question of the papers, answered on the toy data: a table")
+    flag("--views", metavar="CLIPSxCROPS", help="to evaluate with (recipe's; for --predict 1x1)")
+    flag("--predict", nargs="+", metavar="VIDEO", help="print the most probable classes of each")
+    flag("--study", choices=STUDIES, help="questions of the papers, asked on the toy data: a table")
     return parser.parse_args(argv)
 
 
@@ -375,18 +404,22 @@ def resolve(args, saved, device):
     s = dict(saved or {})
     data = args.data or s.get("data", "toy")
     model = args.model or s.get("model", "focal_toy" if data == "toy" else "focal_t")
-    known = {key: p.default for key, p in inspect.signature(trunk_of(model)).parameters.items()} | MODELS[model]
-    family = model.split("_")[0]
-    if (data, family) != (s.get("data"), s.get("model", "").split("_")[0]):
-        recipes = RECIPES[family]
-        s |= recipes.get(data, recipes["k400"]) | dict(data=data)    # k400's also for folders and lists
+    known = {key: p.default for key, p in inspect.signature(trunk_of(model)).parameters.items()}
+    known |= MODELS[model]
+    if not saved:                                                    # folders, lists: as k400
+        recipes = RECIPES[model.split("_")[0]]
+        s |= recipes.get(data, recipes["k400"])
+    s["data"] = data
     if model != s.get("model"):
-        s |= dict(model=model, model_args={}, num_frames=known["num_frames"], image_size=known["image_size"])
-    defaults = dict(steps=None, peak_lr=None, seed=0, dtype="bfloat16" if device.type == "cuda" else "float32")
-    s = defaults | s | {key: value for key, value in dict(
-        epochs=args.epochs, steps=args.steps, batch_size=args.batch_size, accumulate=args.accumulate,
-        optimizer=args.optimizer, peak_lr=args.lr, image_size=args.image_size, seed=args.seed,
-        num_frames=args.num_frames, dtype=args.dtype, views=args.views).items() if value is not None}
+        s |= dict(model=model, model_args={}, num_frames=known["num_frames"],
+                  image_size=known["image_size"])
+    s = dict(steps=None, peak_lr=None, seed=0,
+             dtype="bfloat16" if device.type == "cuda" else "float32") | s
+    s |= {key: value for key, value in dict(
+        epochs=args.epochs, steps=args.steps, batch_size=args.batch_size, peak_lr=args.lr,
+        accumulate=args.accumulate, optimizer=args.optimizer, image_size=args.image_size,
+        num_frames=args.num_frames, seed=args.seed, dtype=args.dtype, views=args.views,
+    ).items() if value is not None}
     numbers = list(LVT_KINETICS | FOCAL)
     for item in args.set:
         key, _, value = item.partition("=")
@@ -397,19 +430,19 @@ def resolve(args, saved, device):
         elif key in known and key not in ("num_classes", "num_frames", "image_size"):
             s["model_args"] = s["model_args"] | {key: value}
         else:
-            raise ValueError(f"--set {item}: no such key. The model takes {', '.join(known)}; the recipe has "
-                             f"{', '.join(numbers)}")
+            raise ValueError(f"--set {item}: no such key. The model takes {', '.join(known)}; the "
+                             f"recipe has {', '.join(numbers)}")
     for key in ("epochs", "batch_size", "accumulate", "lr", "lr_batch", "num_frames", "image_size"):
         if not isinstance(s[key], (int, float)) or s[key] <= 0:
             raise ValueError(f"{key}={s[key]}: must be a number above 0")
     D.parse_views(s["views"])
-    with torch.device("meta"):                                       # costs nothing, finds what cannot be built
+    with torch.device("meta"):                                       # free, and finds what cannot be
         create_model(model, 10, s["num_frames"], s["image_size"], **s["model_args"])
     return s
 
 
 def run(argv):
-    """One command, from its words to its exit status. Raises the errors that `main` turns into one line."""
+    """One command, from its words to its exit status. `main` turns its errors into one line."""
     args = parse(argv)
     if args.study:
         return study(args.study, args.out)
@@ -428,43 +461,47 @@ def run(argv):
         path = args.resume or os.path.join(args.out, "last.pt")
         resumed = read_checkpoint(path)
         if "settings" not in resumed:
-            raise ValueError(f"--resume {path}: holds weights only, nothing to go on with; start from it: --init {path}")
+            raise ValueError(f"--resume {path}: holds weights only, nothing to go on with; start "
+                             f"from it: --init {path}")
     source = read_checkpoint(args.init) if args.init and not resumed else {}
-    saved = resumed["settings"] if resumed else source.get("settings") if args.eval or args.predict else None
+    use = args.eval or args.predict
+    saved = resumed["settings"] if resumed else source.get("settings") if use else None
     s = resolve(args, saved, device)
     if resumed:
         differ = [f"{key} was {saved[key]}, is {s[key]}" for key in s
                   if s[key] != saved.get(key) and key not in ("batch_size", "accumulate")]
         if differ:
-            raise ValueError("--resume goes on exactly as before, but " + "; ".join(differ) + "\n  leave these flags out, "
-                             "or start anew from the weights with --init")
+            raise ValueError("--resume goes on exactly as before, but " + "; ".join(differ)
+                             + "\n  leave these flags out, or start from the weights with --init")
     if args.workers is None:
         args.workers = 0 if s["data"] == "toy" else os.cpu_count()
+    clip = s["num_frames"], s["image_size"]
 
     if args.predict:
         classes = source.get("classes")
-        if classes is None:                                          # released weights carry no names
+        if classes is None:                                          # released: without names
             classes = D.class_names(s["data"]) if s["data"] in D.NAMED else []
             head = source.get("model", source).get("head.weight", ())
             if len(classes) != len(head):
-                raise ValueError(f"{args.init} has {len(head)} classes and no names for them, --data {s['data']} has "
-                                 f"{len(classes)}: name the data set it was trained on, one of {', '.join(D.NAMED)}")
+                raise ValueError(f"{args.init} has {len(head)} classes and no names for them, "
+                                 f"--data {s['data']} has {len(classes)}: name the data set it was "
+                                 f"trained on, one of {', '.join(D.NAMED)}")
     else:
-        sets = D.open_data(s["data"], args.root or os.path.join("data", s["data"]),
-                           ["val"] if args.eval else ["train", "val"], s, s["num_frames"], s["image_size"],
-                           s["seed"], s["views"] if args.eval else "1x1")
+        splits = ["val"] if args.eval else ["train", "val"]
+        sets = D.open_data(s["data"], args.root or os.path.join("data", s["data"]), splits, s,
+                           *clip, s["seed"], s["views"] if args.eval else "1x1")
         classes = sets["val"].classes
     torch.manual_seed(s["seed"])
-    model = create_model(s["model"], len(classes), s["num_frames"], s["image_size"], **s["model_args"])
+    model = create_model(s["model"], len(classes), *clip, **s["model_args"])
     if resumed:
         model.load_state_dict(resumed["model"])
     elif source:
-        swapped = load_weights(model, source, args.temporal_init)["left_over"]
-        if swapped and (args.eval or args.predict):
-            raise ValueError(f"{args.init} was not trained on the {len(classes)} classes of {s['data']}: its head does not fit")
-    elif s["model"].startswith("focal") and s["model_args"].get("init", MODELS[s["model"]].get("init")) != "scratch":
-        print(f"warning: {s['model']} starts as released, for image weights, and does not learn from nothing: add "
-              "--init focalnet_tiny_srf.pth or --set init=scratch")
+        if load_weights(model, source, args.temporal_init)["left_over"] and use:
+            raise ValueError(f"{args.init} was not trained on the {len(classes)} classes of "
+                             f"{s['data']}: its head does not fit")
+    elif "scratch" not in (s["model_args"].get("init"), MODELS[s["model"]].get("init")):
+        print(f"warning: {s['model']} starts as released, for image weights, and does not learn "
+              "from nothing: add --init WEIGHTS (focalnet_tiny_srf.pth) or --set init=scratch")
     model.to(device)
     if args.predict:
         return predict(model, args.predict, classes, s | dict(views=args.views or "1x1"), device)
@@ -476,11 +513,12 @@ def run(argv):
     else:
         metrics = train(model, sets, s, args, device, rank, world, resumed)
         if isinstance(metrics, int):
-            print(f"\nstopped by {signal.Signals(metrics).name}; saved {args.out}/last.pt, go on with --resume")
+            print(f"\nstopped by {signal.Signals(metrics).name}; saved {args.out}/last.pt, go on "
+                  "with --resume")
             return 128 + metrics
-        if s["views"] != "1x1":                                      # as the papers test: all views, last weights
+        if s["views"] != "1x1":                                      # as the papers test: last weights
             val = sets["val"]
-            test = D.VideoSet(val.clips, val.labels, classes, s, s["num_frames"], s["image_size"], views=s["views"])
+            test = D.VideoSet(val.clips, val.labels, classes, s, *clip, views=s["views"])
             metrics = evaluate(model, test, s, device, args.workers, rank, world)
     if rank == 0:
         print(report(metrics, s["views"]))
