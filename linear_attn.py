@@ -388,12 +388,13 @@ def peak_mib(run):
         after = open("/proc/self/status").read()
     except OSError:
         return math.nan
-    peak, base = (int(text.split(key)[1].split()[0]) for text, key in ((after, "VmHWM:"), (before, "VmRSS:")))
+    peak, base = (int(text.split(key)[1].split()[0])
+                  for text, key in ((after, "VmHWM:"), (before, "VmRSS:")))
     return (peak - base) / 1024
 
 
 def race(sizes=(64, 196, 784, 3136, 12544, 50176), limit_s=20):
-    """Linear against fused softmax attention as N grows; runs over limit_s are skipped and say so."""
+    """Linear against fused softmax attention as N grows; runs over limit_s are skipped."""
     malloc = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if malloc:
         malloc(-3, 2**16)                               # give memory back at once: what is measured
@@ -425,12 +426,13 @@ def race(sizes=(64, 196, 784, 3136, 12544, 50176), limit_s=20):
             best[name, N] = 1000 * min(seconds, default=math.nan)
         slow, fast = best["softmax", N], best["linear", N]
         row = (f"{N:>6} {fast:>10.2f} {slow:>10.2f} {slow / fast:>6.1f} "
-               f"{memory['linear', N]:>11.1f} {memory.get(('softmax', N), math.nan):>11.1f} {8 * N * N * 4 / 2**20:>18,.0f}")
+               f"{memory['linear', N]:>11.1f} {memory.get(('softmax', N), math.nan):>11.1f} "
+               f"{8 * N * N * 4 / 2**20:>18,.0f}")
         print(row.replace("nan", "  -"))
     x, y = torch.tensor([[math.log(N), math.log(best["linear", N])] for N in sizes if N >= 784]).T
     x, y = x - x.mean(), y - y.mean()
-    print(f"linear: time ~ N^{(x @ y / (x @ x)).item():.2f} from N = 784 on.   -: skipped, it would "
-          f"take more than {limit_s} s a run")
+    print(f"linear: time ~ N^{(x @ y / (x @ x)).item():.2f} from N = 784 on.   -: skipped, it "
+          f"would take more than {limit_s} s a run")
 
 
 if __name__ == "__main__":

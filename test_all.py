@@ -853,7 +853,7 @@ def videos(tmp_path_factory):
 
 
 def pipeline(**changes):
-    return train.RECIPES["k400"] | changes
+    return train.RECIPES["focal"]["k400"] | changes
 
 
 def test_kinetics_csv_finds_files_by_their_id_and_counts_the_rest(videos, tmp_path, capsys):

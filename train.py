@@ -216,7 +216,8 @@ def train(model, sets, s, args, device, rank, world, resumed):
         print(f"{s['model']}: {sum(p.numel() for p in model.parameters()):,} parameters | "
               f"{len(data)} clips to train on, {len(sets['val'])} to validate, "
               f"{len(data.classes)} classes | {s['num_frames']} frames of {s['image_size']} x "
-              f"{s['image_size']} | {device}, {s['dtype']}\n{steps} steps of {global_batch} clips ({s['batch_size']} x {s['accumulate']} x {world} processes), "
+              f"{s['image_size']} | {device}, {s['dtype']}\n{steps} steps of {global_batch} "
+              f"clips ({s['batch_size']} x {s['accumulate']} x {world} processes), "
               f"{steps / steps_per_epoch:g} epochs, peak lr {peak:.3g}")
 
     def save_as(name):
