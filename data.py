@@ -186,8 +186,7 @@ def sample_train(n, T, interval, rng):
 
 def sample_val(n, T, interval):
     """The middle of each segment. 300 frames, T 8, interval 4: 18 55 92 129 167 204 241 278."""
-    usable = max(n - interval + 1, 0)
-    return np.floor((np.arange(T) + 0.5) * usable / T).astype(int)
+    return (2 * np.arange(T) + 1) * max(n - interval + 1, 0) // (2 * T)
 
 
 def sample_test(n, T, clips):
@@ -197,7 +196,7 @@ def sample_test(n, T, clips):
     score changes from run to run (+-0.3, its README says); ours does not.
     """
     i, v = np.arange(T), np.arange(clips)[:, None]
-    return np.floor(i * n / T + (v + 0.5) * n / T / clips).astype(int)
+    return (2 * clips * i + 2 * v + 1) * n // (2 * clips * T)
 
 
 def sample_tsn(n, T, rng=None, clip=0):
@@ -657,7 +656,8 @@ def find_split(data, root, split):
     folder = next((path for name in names if os.path.isdir(path := os.path.join(root, name))), None)
     if listing is None:
         rows = [(path, os.path.basename(os.path.dirname(path)))
-                for path in videos_below(folder)] if folder else []
+                for path in (videos_below(folder) if folder else [])
+                if os.path.dirname(path) != folder]                # flat files have no class
         return (folder, rows, 0) if rows else None
     with open(listing, newline="", encoding="utf-8-sig") as file:
         lines = file.read().splitlines()
@@ -693,7 +693,7 @@ def open_data(data, root, splits, pipeline, num_frames, image_size, seed=0, view
                                 image_size, seed, None if split == "train" else views)
                 for split in splits
                 for clips, labels in [toy_split(split, seed, num_frames, image_size)]}
-    if os.path.isdir(data):
+    if os.path.isdir(data) and data not in NAMED:
         root = data
     elif not os.path.isfile(data) and data not in NAMED:
         raise ValueError(f"--data {data}: neither a folder, nor a list file, "
