@@ -382,7 +382,7 @@ def test_linear_attention_counts_operations_in_proportion_to_tokens():
 def test_attention_stays_finite_where_it_is_tempted(kernel):
     """Zero queries and keys, one token, 1e4 in bf16: values and gradients; fp16 at N = 3136."""
     for N, dtype, scale in ((1, torch.float32, 1), (70, torch.float32, 0),
-                            (70, torch.bfloat16, 1e4), (3136, torch.float16, 1)):
+                            (70, torch.bfloat16, 1e4), (70, torch.float16, 0), (3136, torch.float16, 1)):
         if kernel == "orthoformer" and N == 3136:
             continue                                                                   # 64 steps of it: slow
         torch.manual_seed(0)
@@ -397,7 +397,7 @@ def test_attention_stays_finite_where_it_is_tempted(kernel):
         if kernel == "identity" and scale:                                             # signed weights: sums near zero
             continue
         assert y.dtype == dtype and y.isfinite().all() and x.grad.isfinite().all(), (N, dtype)
-        if dtype == torch.float16:
+        if dtype == torch.float16 and scale:
             exact = A.attend(kernel, q.double(), k.double(), x[2].double(),
                              **{key: w.double() for key, w in own.items()})
             assert (y - exact).norm() / exact.norm() < 0.01
@@ -772,7 +772,11 @@ def stairs(n, height=48, width=64):
     ("vp9.webm", "libvpx-vp9", dict(crf="10", lag_in_frames="0")),
     ("packed.avi", "mpeg4", dict(qmin="2", qmax="2", bf="2")),
     ("h265.mkv", "libx265", {"x265-params": "log-level=none:crf=10"})))
-def test_decoding_gives_the_frames_that_were_asked_for(tmp_path, name, codec, options):
+def test_decoding_gives_the_frames_that_were_asked_for(tmp_path, monkeypatch, name, codec, options):
+    def forbidden(path):
+        raise AssertionError("decoded everything to get a few frames")
+    if name != "packed.avi":
+        monkeypatch.setattr(D, "every_frame", forbidden)
     frames = stairs(40)
     write_video(tmp_path / name, frames, codec, **options)
     for wanted in ([0, 39], [30], [38, 3, 3, 30, 12, 13, 14], list(range(40))):
@@ -1019,7 +1023,7 @@ def test_learning_rate_at_start_seam_and_end():
 def test_training_is_sgd_with_nesterov_momentum_worked_out_slowly(videos, tmp_path):
     """Windows of 4, then 2 batches of 2 (divided by 2), warm-up, scaled lr, clipping, smoothing."""
     assert command(*small(videos, tmp_path, "--batch_size", 2, "--accumulate", 4, "--epochs", 2,
-                          *PLAIN, "clip_grad=0.5")) == 0
+                          *PLAIN, "clip_grad=6")) == 0
     done = read_checkpoint(tmp_path / "last.pt")
     torch.manual_seed(0)
     model = create_model("focal_toy", 2, 4, 32)
@@ -1038,7 +1042,7 @@ def test_training_is_sgd_with_nesterov_momentum_worked_out_slowly(videos, tmp_pa
               peak * .01 + .5 * (peak - peak * .01) * (1 + math.cos(math.pi * (step - 1) / 3)))
         with torch.no_grad():
             for p, g, v in zip(parameters, grads, speed):
-                g = g * min(1, 0.5 / (norm.item() + 1e-6))
+                g = g * min(1, 6 / (norm.item() + 1e-6))
                 v.mul_(0.9).add_(g)
                 p.sub_(lr * (g + 0.9 * v))
     for key, value in model.state_dict().items():
@@ -1126,6 +1130,12 @@ def test_evaluation_averages_softmax_over_views_and_counts_unreadable_videos_as_
     for one in shown:                                          # top-5 of 2 classes: all but the broken one
         assert (f"6 videos, 2x3 views: top-1 {top1:.2f} %, top-5 83.33 %, "
                 f"mean class accuracy {per_class:.2f} %, 1 unreadable") in one.out
+    swapped = read_checkpoint(tmp_path / "last.pt")
+    swapped["classes"].reverse()                               # the names count, not their order on the disk
+    torch.save(swapped, tmp_path / "swapped.pt")
+    assert command("--eval", "--init", tmp_path / "swapped.pt", "--views", "2x3", "--workers", 0) == 0
+    assert f"top-1 {100 * (5 - sum(map(sum, right.values()))) / 6:.2f} %" in capsys.readouterr().out
+
 
 
 def test_prediction_prints_class_names_and_names_what_it_cannot_read(videos, tmp_path, capsys):
@@ -1186,7 +1196,7 @@ def test_mistakes_end_with_one_line_that_says_the_value_the_rule_and_the_way_out
             (["--resume", "out/last.pt", "--lr", "0.5", "--seed", "1"],
              "seed was 0, is 1.*leave these flags out"),
             (["--eval", "--init", "out/last.pt", "--data", "three"],
-             "was not trained on the 3 classes of three"),
+             "was not trained on the classes of three: it does not know 'third'"),
             (here + ["--init", "out/last.pt", "--set", "dim=64"],
              r"shape: patch_embed.proj.weight is \(32, 3, 8, 8\) there and \(64"),
     ):

@@ -491,7 +491,14 @@ def run(argv):
         splits = ["val"] if args.eval else ["train", "val"]
         sets = D.open_data(s["data"], args.root or os.path.join("data", s["data"]), splits, s,
                            *clip, s["seed"], s["views"] if args.eval else "1x1")
-        classes = sets["val"].classes
+        val, names = sets["val"], source.get("classes") if args.eval else None
+        if names and val.classes != names:                           # same names, another order
+            if not set(val.classes) <= set(names):
+                raise ValueError(f"{args.init} was not trained on the classes of {s['data']}: it "
+                                 f"does not know {sorted(set(val.classes) - set(names))[0]!r}")
+            val.labels = [names.index(val.classes[label]) for label in val.labels]
+            val.classes = names
+        classes = val.classes
     torch.manual_seed(s["seed"])
     model = create_model(s["model"], len(classes), *clip, **s["model_args"])
     if resumed:
@@ -518,7 +525,6 @@ def run(argv):
                   "with --resume")
             return 128 + metrics
         if s["views"] != "1x1":                                      # as the papers test: last weights
-            val = sets["val"]
             test = D.VideoSet(val.clips, val.labels, classes, s, *clip, views=s["views"])
             metrics = evaluate(model, test, s, device, args.workers, rank, world)
     if rank == 0:
