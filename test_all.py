@@ -1138,6 +1138,18 @@ def test_evaluation_averages_softmax_over_views_and_counts_unreadable_videos_as_
 
 
 
+def test_a_view_that_is_very_sure_does_not_outvote_the_others():
+    """By hand: logits (0, 10), (2, 0), (2, 0) sum to class 1, their softmaxes (.00, .88, .88) to 0."""
+    class Sure(torch.nn.Module):
+        def forward(self, x):
+            return torch.tensor([[0., 10.], [2., 0.], [2., 0.]])
+    settings = D.PIPELINES["toy"] | dict(batch_size=4, dtype="float32")
+    for label, top1 in ((0, 100), (1, 0)):
+        clips = torch.zeros(1, 8, 8, 8, 3, dtype=torch.uint8)
+        data = D.VideoSet(clips, [label], ["a", "b"], settings, 8, 8, views="3x1")
+        assert train.evaluate(Sure(), data, settings, torch.device("cpu"), 0)["top1"] == top1
+
+
 def test_prediction_prints_class_names_and_names_what_it_cannot_read(videos, tmp_path, capsys):
     assert command(*small(videos, tmp_path, "--batch_size", 4, "--steps", 1, *PLAIN)) == 0
     (tmp_path / "no.mp4").write_bytes(b"no")
