@@ -122,7 +122,7 @@ class Block(nn.Module):
             if self.training and self.drop_path > 0:
                 B, T = y.shape[:2]
                 draw = torch.rand(B, T if self.per_frame else 1, 1, 1, 1, device=y.device)
-                y = y * (draw >= self.drop_path) / (1 - self.drop_path)      # mean one: eval() has no such line
+                y = y * (draw >= self.drop_path) / (1 - self.drop_path)      # its mean is y: eval() needs no factor
             x = x + y
         return x
 
@@ -362,6 +362,12 @@ def trunk_of(name):
     return Pyramid if name.startswith("focal") else Plain
 
 
+FOCAL_ONLY = ("levels", "windows", "temporal", "spatial", "design", "fusion",
+              "postln_in_modulation", "normalize_modulator")
+ATTENTION_ONLY = ("kernel", "pattern", "heads", "order", "fixation", "fixation_by",
+                  "temporal_shift", "spatial_shift", "shift_first")
+
+
 def create_model(name, num_classes=None, num_frames=None, image_size=None, **overrides):
     """
     The only way in: a preset of MODELS with any argument of its class overridden. None keeps the
@@ -374,6 +380,12 @@ def create_model(name, num_classes=None, num_frames=None, image_size=None, **ove
     if unknown:
         raise ValueError(f"model {name} has no argument {', '.join(unknown)}; "
                          f"it takes {', '.join(known)}")
+    mixer = overrides.get("mixer", inspect.signature(trunk).parameters["mixer"].default)
+    others = FOCAL_ONLY if mixer == "attention" else ATTENTION_ONLY
+    idle = [key for key in overrides if key in others]
+    if idle:
+        raise ValueError(f"{', '.join(idle)}: means nothing to model {name} with mixer={mixer!r}; "
+                         "leave it out, or set the other mixer, 'focal' or 'attention'")
     sizes = dict(num_classes=num_classes, num_frames=num_frames, image_size=image_size)
     return trunk(**MODELS[name] | {key: value for key, value in sizes.items() if value is not None}
                  | overrides)
@@ -452,7 +464,7 @@ def load_weights(model, path_or_state_dict, temporal_init="fresh"):
     temporal = [key for key in own if "_temporal" in key]
     inflate = bool(temporal) and not any(key in state for key in temporal)        # an image network knows no time
     fresh, left_over, problems = list(temporal) if inflate else [], [], []
-    for key, value in state.items():
+    for key, value in list(state.items()):
         if key not in own:
             problems.append(
                 f"unexpected: {key} "
@@ -480,7 +492,10 @@ def load_weights(model, path_or_state_dict, temporal_init="fresh"):
     loaded = [key for key in own if key not in fresh]
     model.load_state_dict({key: state[key] if key in loaded else own[key] for key in own},
                           strict=True)
-    if temporal_init == "identity" and inflate:
+    if temporal_init == "identity" and not inflate:
+        raise ValueError(f"temporal_init='identity': {where} is no image network, or this one has "
+                         "no temporal branch; leave it at 'fresh'")
+    if temporal_init == "identity":
         for name, module in model.named_modules():
             if isinstance(module, SpatioTemporalFocalModulation):
                 if module.fusion != "multiply":

@@ -382,7 +382,8 @@ def test_linear_attention_counts_operations_in_proportion_to_tokens():
 def test_attention_stays_finite_where_it_is_tempted(kernel):
     """Zero queries and keys, one token, 1e4 in bf16: values and gradients; fp16 at N = 3136."""
     for N, dtype, scale in ((1, torch.float32, 1), (70, torch.float32, 0),
-                            (70, torch.bfloat16, 1e4), (70, torch.float16, 0), (3136, torch.float16, 1)):
+                            (70, torch.bfloat16, 1e4), (70, torch.float16, 0),
+                            (3136, torch.float16, 1)):
         if kernel == "orthoformer" and N == 3136:
             continue                                                                   # 64 steps of it: slow
         torch.manual_seed(0)
@@ -1133,13 +1134,14 @@ def test_evaluation_averages_softmax_over_views_and_counts_unreadable_videos_as_
     swapped = read_checkpoint(tmp_path / "last.pt")
     swapped["classes"].reverse()                               # the names count, not their order on the disk
     torch.save(swapped, tmp_path / "swapped.pt")
-    assert command("--eval", "--init", tmp_path / "swapped.pt", "--views", "2x3", "--workers", 0) == 0
+    words = ["--eval", "--init", tmp_path / "swapped.pt", "--views", "2x3", "--workers", 0]
+    assert command(*words) == 0
     assert f"top-1 {100 * (5 - sum(map(sum, right.values()))) / 6:.2f} %" in capsys.readouterr().out
 
 
 
 def test_a_view_that_is_very_sure_does_not_outvote_the_others():
-    """By hand: logits (0, 10), (2, 0), (2, 0) sum to class 1, their softmaxes (.00, .88, .88) to 0."""
+    """By hand: logits (0, 10), (2, 0), (2, 0) sum to class 1, their softmaxes to class 0."""
     class Sure(torch.nn.Module):
         def forward(self, x):
             return torch.tensor([[0., 10.], [2., 0.], [2., 0.]])
@@ -1197,6 +1199,10 @@ def test_mistakes_end_with_one_line_that_says_the_value_the_rule_and_the_way_out
             (["--num_frames", "7", "--set", "tubelet=2"],
              "7 frames: this network takes multiples of 2"),
             (["--image_size", "50"], "50 x 50 pixels: .*multiples of 16.*nearest is 48 x 48"),
+            (["--set", "kernel=softmax"], "kernel: means nothing to model focal_toy with mixer="),
+            (["--steps", "0"], "steps=0: must be a number above 0"),
+            (["--device", "gpu"], "--device gpu: Expected one of cpu"),
+            (["--workers", "-1"], "--workers -1: must be 0"),
             (["--views", "4x2"], "views '4x2': write CLIPSxCROPS"),
             (["--batch_size", "0"], "batch_size=0: must be a number above 0"),
             (here + ["--batch_size", "100"],

@@ -218,7 +218,7 @@ def train(model, sets, s, args, device, rank, world, resumed):
               f"{len(data.classes)} classes | {s['num_frames']} frames of {s['image_size']} x "
               f"{s['image_size']} | {device}, {s['dtype']}\n{steps} steps of {global_batch} "
               f"clips ({s['batch_size']} x {s['accumulate']} x {world} processes), "
-              f"{steps / steps_per_epoch:g} epochs, peak lr {peak:.3g}")
+              f"{steps / steps_per_epoch:.3g} epochs, peak lr {peak:.3g}")
 
     def save_as(name):
         if rank == 0:
@@ -250,12 +250,13 @@ def train(model, sets, s, args, device, rank, world, resumed):
         signal.signal(number, signal.SIG_DFL)                        # a second one ends it at once
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    epoch, window = divmod(step, steps_per_epoch)
-    batches = iter(D.loader(data, D.stream(
-        len(data), s["batch_size"], s["seed"], epoch * per_epoch + window * s["accumulate"],
-        -(-steps // steps_per_epoch) * per_epoch, rank, world), args.workers, device))
-    bar = tqdm(total=steps, initial=step, disable=rank > 0, unit="step", dynamic_ncols=True,
-               mininterval=0.1 if sys.stderr.isatty() else 10)
+    epoch, done = divmod(step, steps_per_epoch)
+    start, stop_before = epoch * per_epoch + done * s["accumulate"], math.ceil(
+        steps / steps_per_epoch) * per_epoch                         # numbers of batches
+    order = D.stream(len(data), s["batch_size"], s["seed"], start, stop_before, rank, world)
+    batches = iter(D.loader(data, order, args.workers, device))
+    bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True,
+               disable=True if rank > 0 else None)                   # None: only in a terminal
     named, losses, norms, clips, waited, infinite = set(), [], [], 0, 0.0, 0
     started = time.perf_counter()
     while step < steps:
@@ -308,7 +309,7 @@ def train(model, sets, s, args, device, rank, world, resumed):
             save_as("last.pt")                                       # first: this may take long
             validate()
             if rank == 0:
-                bar.write(f"epoch {log['epoch']:g} | loss {log['loss']:.3f} | val top-1 "
+                bar.write(f"epoch {log['epoch']:.3g} | loss {log['loss']:.3f} | val top-1 "
                           f"{log['top1']:.1f} % | top-5 {log['top5']:.1f} % | lr {lr:.1e} | "
                           f"gradient {log['grad_norm']:.2f} | {speed}")
             losses, norms, clips, waited, started = [], [], 0, 0.0, time.perf_counter()
@@ -433,8 +434,10 @@ def resolve(args, saved, device):
         else:
             raise ValueError(f"--set {item}: no such key. The model takes {', '.join(known)}; the "
                              f"recipe has {', '.join(numbers)}")
-    for key in ("epochs", "batch_size", "accumulate", "lr", "lr_batch", "num_frames", "image_size"):
-        if not isinstance(s[key], (int, float)) or s[key] <= 0:
+    for key in ("epochs", "batch_size", "accumulate", "lr", "lr_batch", "num_frames", "image_size",
+                "steps", "peak_lr"):
+        optional = key in ("steps", "peak_lr") and s[key] is None
+        if not optional and (not isinstance(s[key], (int, float)) or s[key] <= 0):
             raise ValueError(f"{key}={s[key]}: must be a number above 0")
     D.parse_views(s["views"])
     with torch.device("meta"):                                       # free, and finds what cannot be
@@ -451,7 +454,12 @@ def run(argv):
                           (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
     if rank > 0:
         sys.stdout = open(os.devnull, "w")                           # one voice
-    device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {args.device}: this torch sees no GPU; leave the flag out")
     if device.type == "cuda" and world > 1:
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
@@ -474,6 +482,8 @@ def run(argv):
         if differ:
             raise ValueError("--resume goes on exactly as before, but " + "; ".join(differ)
                              + "\n  leave these flags out, or start from the weights with --init")
+    if args.workers is not None and args.workers < 0:
+        raise ValueError(f"--workers {args.workers}: must be 0 (load in this process) or more")
     if args.workers is None:
         args.workers = 0 if s["data"] == "toy" else os.cpu_count()
     clip = s["num_frames"], s["image_size"]
@@ -504,7 +514,7 @@ def run(argv):
     if resumed:
         model.load_state_dict(resumed["model"])
     elif source:
-        if load_weights(model, source, args.temporal_init)["left_over"] and use:
+        if load_weights(model, args.init, args.temporal_init)["left_over"] and use:
             raise ValueError(f"{args.init} was not trained on the {len(classes)} classes of "
                              f"{s['data']}: its head does not fit")
     elif "scratch" not in (s["model_args"].get("init"), MODELS[s["model"]].get("init")):
