@@ -1,18 +1,30 @@
 """
 The networks: a video clip in, class scores out.
 
-One block serves them all: a row of residual branches, x = x + branch(norm(x)), of which the last is
-an MLP. What stands before it, the mixer, says what the network is: focal modulation (focal.py)
-mixes space and time at once, attention (linear_attn.py) usually along time first, then space.
+One block serves them all. It adds what its mixers say, one after the other, then what an MLP says:
 
-    Pyramid  Video-FocalNet: clip -> stem, stride 4 -> stage 1, H/4 x W/4 tokens a frame -> stage 2,
-             half as many each way, twice the channels -> ... -> norm -> mean over T, H, W -> Linear
-    Plain    Linear Video Transformer: clip -> patches of 16, stride 14 -> blocks of one size ->
-             norm -> mean over T, H, W -> MLP
-    clip (B, 3, T, H, W)  ->  logits (B, num_classes);  inside, channels-last: (B, T, H, W, C)
+    x = x + mixer(norm(x))        for each mixer: here tokens exchange what they know
+    x = x + mlp(norm(x))          here each token thinks on its own
 
-Either trunk takes either mixer. No layer knows H and W, and no network has a position embedding in
-space: the zero padding of its convolutions is all that tells a token where it is.
+The mixer defines the network: focal modulation (focal.py) mixes space and time at once; attention
+(linear_attn.py) usually has two mixers, along time first, then across space. Two trunks take either:
+
+    Pyramid  Video-FocalNet
+        clip     (B, 3, T, H, W)         8 frames of 224 x 224
+        stem     (B, T, H/4, W/4, C)     a 4 x 4 convolution with stride 4: 56 x 56 tokens a frame
+        stage 1  (B, T, H/4, W/4, C)     blocks
+        stage 2  (B, T, H/8, W/8, 2C)    half as many tokens each way, twice the channels; blocks
+        ...      norm, mean over T, H, W, Linear  ->  logits (B, num_classes)
+
+    Plain    Linear Video Transformer
+        clip     (B, 3, T, H, W)         16 frames of 224 x 224
+        tokens   (B, T, 17, 17, C)       patches of 16 x 16 with stride 14; plus an embedding of time
+        blocks   (B, T, 17, 17, C)       12 of them, all of one size
+                 norm, mean over T, H, W, MLP  ->  logits (B, num_classes)
+
+Inside, everything is channels-last: (B, T, H, W, C). Almost no layer knows H and W (Linformer's does,
+its weights are one per token), and there is no position embedding in space: the zero padding of the
+convolutions is all that tells a token where it is.
 
 Sources: Wasim et al. 2023, arXiv:2307.06947 (Video-FocalNet); Yang et al. 2022, arXiv:2203.11926
 (FocalNet); "Linear Video Transformer with Feature Fixation", arXiv:2210.08164.
@@ -29,29 +41,17 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from focal import SpatioTemporalFocalModulation, across_space
-from linear_attn import Attention
+from focal import SpatioTemporalFocalModulation, across_both, across_space
+from linear_attn import AXES, Attention
 
-# A preset is the arguments of its class that differ from the defaults there, which are the paper's.
-MODELS = {
-    # Pyramid: Video-FocalNets                                         paper, K400 top-1 | ours
-    "focal_t": dict(dim=96, depths=(2, 2, 6, 2), drop_path=0.2),       # 79.8 (4x3 views)  | not run
-    "focal_s": dict(dim=96, depths=(2, 2, 18, 2), drop_path=0.3),      # 81.4              | not run
-    "focal_b": dict(dim=128, depths=(2, 2, 18, 2), drop_path=0.5, heads=4),      # 83.6    | not run
-    "focal_toy": dict(num_classes=8, image_size=64, patch=8, dim=32, depths=(1, 2), drop_path=0.0,
-                      heads=2, init="scratch"),
-    # Plain: the Linear Video Transformer (Table 7)                    paper, SSv2 top-1 | ours
-    "lvt": dict(num_frames=16),                                        # 65.46 (2x3 views) | not run
-    "lvt_s": dict(num_frames=8),                                       # 63.48             | not run
-    "lvt_h": dict(num_frames=32),                                      # 65.67             | not run
-    "lvt_hr": dict(num_frames=16, image_size=336),                     # 65.85             | not run
-    "lvt_toy": dict(num_classes=8, num_frames=8, image_size=64, dim=64, depth=2, heads=2,
-                    head_hidden=96, dropout=0.0, init="scratch"),
-}
 
+# --------------------------------------------------- the parts: embedding, MLP, block
 
 class PatchEmbed(nn.Module):
-    """Strided convolution, LayerNorm: stem, and between stages. (B, T, H, W, C) -> fewer tokens."""
+    """
+    Strided convolution, then LayerNorm: the stem, and the step from one stage to the next.
+    (B, T, H, W, C) -> (B, T / tubelet, H / stride, W / stride, dim).
+    """
 
     def __init__(self, in_dim, dim, kernel, stride, padding=0, tubelet=1):
         super().__init__()
@@ -59,17 +59,23 @@ class PatchEmbed(nn.Module):
             self.proj = nn.Conv2d(in_dim, dim, kernel, stride, padding)
         else:
             self.proj = nn.Conv3d(in_dim, dim, (tubelet, kernel, kernel),
-                                  (tubelet, stride, stride), (0, padding, padding))
+                                  stride=(tubelet, stride, stride),
+                                  padding=(0, padding, padding))
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, x):
         if isinstance(self.proj, nn.Conv2d):
-            return self.norm(across_space(self.proj, x))
-        return self.norm(self.proj(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1))
+            x = across_space(self.proj, x)
+        else:
+            x = across_both(self.proj, x)
+        return self.norm(x)
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, Linear, 4 times as wide inside; dwconv: depthwise 3x3 conv before the GELU."""
+    """
+    Linear to four times the width, GELU, Linear back: (B, T, H, W, dim) -> same. With dwconv a
+    depthwise 3x3 convolution stands before the GELU; its padding tells a token where it is.
+    """
 
     def __init__(self, dim, dwconv=False):
         super().__init__()
@@ -78,83 +84,121 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(4*dim, dim)
 
     def forward(self, x):
-        x = self.fc1(x)                                     # (B, T, H, W, 4C)
+        x = self.fc1(x)  # (B, T, H, W, 4 dim)
         if self.dwconv is not None:
-            x = across_space(self.dwconv, x)                # tells a token where it is, by the zero padding
+            x = across_space(self.dwconv, x)
         return self.fc2(F.gelu(x))
+
+
+def drop_path(y, rate, per_frame):
+    """
+    Leaves a branch out at random: y (B, T, H, W, C) -> y / (1 - rate) with probability 1 - rate,
+    else 0, drawn for each clip, or for each frame of each clip. The mean stays y, so that
+    evaluation needs no factor. Source: arXiv:1603.09382.
+    """
+    B, T = y.shape[:2]
+    draw = torch.rand(B, T if per_frame else 1, 1, 1, 1, device=y.device)
+    return y * (draw >= rate) / (1 - rate)
 
 
 class Block(nn.Module):
     """
-    Residual branches, one after the other: x = x + drop_path(gamma * branch(norm(x))), shapes
-    (B, T, H, W, dim) throughout.
+    x = x + mixer(norm(x)) for each of its mixers, then x = x + mlp(norm(x)), (B, T, H, W, dim).
 
-    branches     {name: module}, in order; the last is the MLP, the others are mixers
+    mixers       a list of modules, (B, T, H, W, dim) -> same, that know return_maps=True
     drop_path    probability that a branch is left out in training, drawn for each clip, or
-    per_frame    for each frame of each clip (released Video-FocalNet: a clip loses a branch in some
-                 of its frames and keeps it in the others)
+    per_frame    for each frame of each clip (released Video-FocalNet: a clip loses a branch in
+                 some of its frames and keeps it in the others)
     postln       x + norm(branch(x)), not x + branch(norm(x))
-    layerscale   a learned gamma per channel, from 1e-4
+    layerscale   a learned factor per channel and branch, from 1e-4
+
+    Where the released names fit, they are kept: norm2, mlp, gamma_2.
     """
 
-    def __init__(self, dim, branches, drop_path, per_frame=False, postln=False, layerscale=False,
-                 eps=1e-5):
+    def __init__(self, dim, mixers, dwconv=False, drop_path=0.0, per_frame=False, postln=False,
+                 layerscale=False, eps=1e-5):
         super().__init__()
-        self.branches = nn.ModuleDict(branches)
-        self.norms = nn.ModuleDict({name: nn.LayerNorm(dim, eps) for name in branches})
-        self.gammas = nn.ParameterDict({name: nn.Parameter(torch.full((dim,), 1e-4))
-                                        for name in branches if layerscale})
-        self.drop_path, self.per_frame, self.postln = drop_path, per_frame, postln
+        self.drop_path = drop_path
+        self.per_frame = per_frame
+        self.postln = postln
+
+        # Each branch has a norm, and maybe a layer scale, of its own.
+        self.norms = nn.ModuleList(nn.LayerNorm(dim, eps) for _ in mixers)
+        self.mixers = nn.ModuleList(mixers)
+        self.norm2 = nn.LayerNorm(dim, eps)
+        self.mlp = Mlp(dim, dwconv)
+        if layerscale:
+            self.gammas = nn.ParameterList(torch.full((dim,), 1e-4) for _ in mixers)
+            self.gamma_2 = nn.Parameter(torch.full((dim,), 1e-4))
+        else:
+            self.gammas = [None for _ in mixers]
+            self.gamma_2 = None
+
+    def scaled(self, y, norm, gamma):
+        """What is added to x: y after post-norm, layer scale and drop path, where they are on."""
+        if self.postln:
+            y = norm(y)
+        if gamma is not None:
+            y = gamma * y
+        if self.training and self.drop_path > 0:
+            y = drop_path(y, self.drop_path, self.per_frame)
+        return y
 
     def forward(self, x, maps=None):
         """x: (B, T, H, W, dim) -> same. `maps`: a list that receives what each mixer shows."""
-        for name, branch in self.branches.items():
-            y = x if self.postln else self.norms[name](x)
-            if maps is None or name == "mlp":
-                y = branch(y)
+        for mixer, norm, gamma in zip(self.mixers, self.norms, self.gammas):
+            y = x if self.postln else norm(x)
+            if maps is None:
+                y = mixer(y)
             else:
-                y, shown = branch(y, return_maps=True)
+                y, shown = mixer(y, return_maps=True)
                 maps.append(shown)
-            if self.postln:
-                y = self.norms[name](y)
-            if name in self.gammas:
-                y = self.gammas[name] * y
-            if self.training and self.drop_path > 0:
-                B, T = y.shape[:2]
-                draw = torch.rand(B, T if self.per_frame else 1, 1, 1, 1, device=y.device)
-                y = y * (draw >= self.drop_path) / (1 - self.drop_path)      # its mean is y: eval() needs no factor
-            x = x + y
-        return x
+            x = x + self.scaled(y, norm, gamma)
+
+        y = self.mlp(x if self.postln else self.norm2(x))
+        return x + self.scaled(y, self.norm2, self.gamma_2)
 
 
-def attention_branches(dim, pattern, order, temporal_shift, spatial_shift, size, **options):
+def drop_path_rates(last, blocks):
+    """Drop path of each block: linear from 0 at the first to `last` at the last."""
+    return [last * i / max(blocks - 1, 1) for i in range(blocks)]
+
+
+def attention_mixers(dim, pattern, temporal_shift, spatial_shift, **options):
     """
-    {name: Attention} of a block. 'divided' has two, along time and across space, in this order as
-    released ('time_space') or in the paper's ('space_time'); 'space' and 'joint' have one.
+    The attentions of a block, one for each word of a pattern: 'time+space' -> [along time, across
+    space], as released; 'space+time' is the paper's text. The words are those of linear_attn.AXES.
 
-    The shifts are crossed, as released: attention across space gets the temporal one, so that its
-    keys bring something of the frames around, attention along time the spatial one; joint attention
-    both. 'space' with the temporal shift alone is XViT's window of three frames (arXiv:2106.05968).
+    The shifts are crossed, as released: an attention gets the shift along what it does not see.
+    Attention across space gets the temporal one, so that its keys bring something of the frames
+    around; attention along time the spatial one; joint attention, which sees everything, both.
+    'space' with the temporal shift alone is XViT's window of three frames (arXiv:2106.05968).
+    Raises ValueError for an unknown word, and for a shift that no word takes.
     """
-    if pattern not in ("divided", "space", "joint"):
-        raise ValueError(f"pattern={pattern!r}: use 'divided', 'space' or 'joint'")
-    if order not in ("time_space", "space_time"):
-        raise ValueError(f"order={order!r}: use 'time_space' (released) "
-                         "or 'space_time' (the paper's text)")
-    if pattern == "space" and spatial_shift:
-        raise ValueError(f"pattern='space' with spatial_shift={spatial_shift}: the spatial shift "
-                         "belongs to the attention along time, which this pattern lacks; "
-                         "set spatial_shift=0")
-    return {name: Attention(
-                dim, pattern=name, temporal_shift=0 if name == "time" else temporal_shift,
-                spatial_shift=0 if name == "space" else spatial_shift, size=size, **options)
-            for name in (order.split("_") if pattern == "divided" else [pattern])}
+    words = pattern.split("+")
+    for word in words:
+        if word not in AXES:
+            raise ValueError(f"pattern={pattern!r}: a word of {', '.join(AXES)}, "
+                             "or several joined by +, as in time+space")
+    sees_time = {word: {0, 1} <= set(AXES[word]) and word != "joint" for word in words}
+    sees_space = {word: {2, 3, 4, 5} <= set(AXES[word]) and word != "joint" for word in words}
+    if temporal_shift and all(sees_time.values()):
+        raise ValueError(f"pattern={pattern!r} with temporal_shift={temporal_shift}: that shift is "
+                         "for an attention that does not see all of time; set temporal_shift=0")
+    if spatial_shift and all(sees_space.values()):
+        raise ValueError(f"pattern={pattern!r} with spatial_shift={spatial_shift}: that shift is "
+                         "for an attention that does not see all of space; set spatial_shift=0")
+
+    mixers = []
+    for word in words:
+        mixers.append(Attention(dim, pattern=word,
+                                temporal_shift=0 if sees_time[word] else temporal_shift,
+                                spatial_shift=0 if sees_space[word] else spatial_shift,
+                                **options))
+    return mixers
 
 
-def branch_rates(drop_path, blocks):
-    """Drop path of each block: linear from 0 at the first to `drop_path` at the last."""
-    return [drop_path * i / max(blocks - 1, 1) for i in range(blocks)]
-
+# --------------------------------------------------- the trunks
 
 class Pyramid(nn.Module):
     """
@@ -169,70 +213,74 @@ class Pyramid(nn.Module):
     conv_embed       overlapping convolutions (7x7 stem, 3x3 between stages), not disjoint patches
     layerscale, postln, drop_path    see Block; drop_path is the last block's, rising from 0
     postln_in_modulation, normalize_modulator, temporal, spatial, design, fusion    see focal.py
-    init             'released': Linear N(0, .02^2) with biases 0, the rest as torch does it, h and
+    weight_init      'released': Linear N(0, .02^2) with biases 0, the rest as torch does it, h and
                      h_temporal too (they are convolutions there). A start for image weights: from
                      nothing it does not learn, as q * m_s * m_t is a product of three small terms
                      and each gradient holds two of them.
                      'scratch': Linear N(0, 1/fan_in), biases of h and h_temporal one: modulators
                      that start around one let the gradient pass.
-    mixer            'focal' or 'attention', then: kernel, pattern ('divided', 'space', 'joint') and
-                     heads (of the first stage; they double as the channels do). The fixation and
-                     the shifts are the Linear Video Transformer's.
+    mixer            'focal' or 'attention'; then: kernel, heads (of the first stage; they double as
+                     the channels do), pattern (see attention_mixers), window ((t, h, w) tokens, for
+                     its words 'window' and 'grid'). The fixation and the shifts are the Linear
+                     Video Transformer's.
     """
 
     def __init__(self, num_classes=400, num_frames=8, image_size=224, patch=4, dim=96,
                  depths=(2, 2, 6, 2), levels=2, windows=3, tubelet=1, conv_embed=False,
                  layerscale=False, postln=False, postln_in_modulation=False,
                  normalize_modulator=False, drop_path=0.2, temporal=True, spatial=True,
-                 design="parallel", fusion="multiply", init="released", mixer="focal",
-                 kernel="relu", pattern="divided", heads=3):
+                 design="parallel", fusion="multiply", weight_init="released", mixer="focal",
+                 kernel="relu", pattern="time+space", window=(1, 1, 1), heads=3):
         super().__init__()
-        if tubelet > 1 and conv_embed:
-            raise ValueError(f"tubelet={tubelet} with conv_embed=True: the released code crashes "
-                             "on it, there is no network to be faithful to; use tubelet=1 or "
-                             "conv_embed=False")
-        if conv_embed and patch != 4:
-            raise ValueError(f"patch={patch} with conv_embed=True: the overlapping stem has stride "
-                             "4, leave patch at 4")
+        check_stem(patch, tubelet, conv_embed)
         stages = len(depths)
-        levels, windows = ([v] * stages if isinstance(v, int) else list(v)
-                           for v in (levels, windows))
-        if not len(levels) == len(windows) == stages:
-            raise ValueError(f"levels={levels}, windows={windows}: one number, "
-                             f"or one for each of {stages} stages")
-        self.num_classes, self.num_frames, self.image_size = num_classes, num_frames, image_size
-        self.stride, self.tubelet = patch * 2**(stages - 1), tubelet
+        levels = per_stage("levels", levels, stages)
+        windows = per_stage("windows", windows, stages)
+        self.num_classes = num_classes
+        self.num_frames = num_frames
+        self.image_size = image_size
+        self.tubelet = tubelet
+        self.stride = patch * 2**(stages - 1)
         self.check(num_frames, image_size, image_size)
-        rates = branch_rates(drop_path, sum(depths))
 
+        # The stem: pixels -> tokens.
         if conv_embed:
-            self.patch_embed = PatchEmbed(3, dim, 7, 4, padding=2)
+            self.patch_embed = PatchEmbed(3, dim, kernel=7, stride=4, padding=2)
         else:
-            self.patch_embed = PatchEmbed(3, dim, patch, patch, tubelet=tubelet)
+            self.patch_embed = PatchEmbed(3, dim, kernel=patch, stride=patch, tubelet=tubelet)
+
+        # The stages, each followed by a step down to half the side and twice the channels.
+        rates = drop_path_rates(drop_path, sum(depths))
         self.layers = nn.ModuleList()
         for s in range(stages):
-            c, side = dim * 2**s, image_size // patch // 2**s
+            c = dim * 2**s
+            side = image_size // patch // 2**s
             blocks = nn.ModuleList()
             for _ in range(depths[s]):
                 if mixer == "focal":
-                    branches = {"focal": SpatioTemporalFocalModulation(
-                        c, levels[s], windows[s], temporal, spatial, design, fusion,
-                        normalize_modulator, postln_in_modulation)}
+                    mixers = [SpatioTemporalFocalModulation(
+                        c, levels=levels[s], window=windows[s], temporal=temporal,
+                        spatial=spatial, design=design, fusion=fusion,
+                        normalize_modulator=normalize_modulator,
+                        postln_in_modulation=postln_in_modulation)]
                 elif mixer == "attention":
-                    branches = attention_branches(
-                        c, pattern, "time_space", 4, 0 if pattern == "space" else 1,
-                        (num_frames // tubelet, side, side), heads=heads * 2**s, kernel=kernel)
+                    mixers = attention_mixers(
+                        c, pattern, temporal_shift=4 if pattern != "time" else 0,
+                        spatial_shift=1 if pattern != "space" else 0, heads=heads * 2**s,
+                        kernel=kernel, window=window, size=(num_frames // tubelet, side, side))
                 else:
                     raise ValueError(f"mixer={mixer!r}: use 'focal' or 'attention'")
-                branches["mlp"] = Mlp(c)
-                blocks.append(Block(c, branches, rates.pop(0), True, postln, layerscale))
+                blocks.append(Block(c, mixers, drop_path=rates.pop(0), per_frame=True,
+                                    postln=postln, layerscale=layerscale))
             self.layers.append(nn.ModuleDict({"blocks": blocks}))
             if s < stages - 1:
-                kernel_size, padding = (3, 1) if conv_embed else (2, 0)
-                self.layers[s]["downsample"] = PatchEmbed(c, 2*c, kernel_size, 2, padding)
+                self.layers[s]["downsample"] = PatchEmbed(
+                    c, 2*c, kernel=3 if conv_embed else 2, stride=2, padding=int(conv_embed))
+
+        # The end: norm, mean (in forward), scores.
         self.norm = nn.LayerNorm(c)
         self.head = nn.Linear(c, num_classes) if num_classes else nn.Identity()
-        init_weights(self, init)
+        init_weights(self, weight_init)
 
     def check(self, T, H, W):
         """Raises ValueError for a clip that the strides do not divide, and names the nearest."""
@@ -240,15 +288,18 @@ class Pyramid(nn.Module):
             raise ValueError(f"{T} frames: this network takes multiples of {self.tubelet}, "
                              "its tubelet")
         if min(H, W) < 1 or H % self.stride or W % self.stride:
-            near = [max(1, round(side / self.stride)) * self.stride for side in (H, W)]
+            near_h = max(1, round(H / self.stride)) * self.stride
+            near_w = max(1, round(W / self.stride)) * self.stride
             raise ValueError(f"{H} x {W} pixels: height and width must be multiples of "
                              f"{self.stride}, the stride of the last stage; "
-                             f"the nearest is {near[0]} x {near[1]}")
+                             f"the nearest is {near_h} x {near_w}")
 
     def forward(self, clip, maps=None):
         """clip: (B, 3, T, H, W), normalised -> (B, num_classes). `maps` gets a list per stage."""
         self.check(*clip.shape[2:])
-        x = self.patch_embed(clip.permute(0, 2, 3, 4, 1))               # (B, T', H/4, W/4, dim)
+        x = clip.permute(0, 2, 3, 4, 1)  # channels-last
+        x = self.patch_embed(x)  # (B, T', H/4, W/4, dim)
+
         for stage in self.layers:
             shown = None if maps is None else []
             for block in stage["blocks"]:
@@ -256,8 +307,30 @@ class Pyramid(nn.Module):
             if maps is not None:
                 maps.append(shown)
             if "downsample" in stage:
-                x = stage["downsample"](x)                              # (B, T', H/2, W/2, 2C)
-        return self.head(self.norm(x).mean((1, 2, 3)))                  # (B, C) -> (B, num_classes)
+                x = stage["downsample"](x)  # (B, T', H/2, W/2, 2C)
+
+        x = self.norm(x).mean((1, 2, 3))  # (B, C)
+        return self.head(x)
+
+
+def check_stem(patch, tubelet, conv_embed):
+    """Raises ValueError, with the rule, for stems that cannot be."""
+    if tubelet > 1 and conv_embed:
+        raise ValueError(f"tubelet={tubelet} with conv_embed=True: the released code crashes on it, "
+                         "there is no network to be faithful to; use tubelet=1 or "
+                         "conv_embed=False")
+    if conv_embed and patch != 4:
+        raise ValueError(f"patch={patch} with conv_embed=True: the overlapping stem has stride 4, "
+                         "leave patch at 4")
+
+
+def per_stage(name, value, stages):
+    """2 -> [2, 2, 2, 2]; a sequence has to have one number for each stage, else ValueError."""
+    if isinstance(value, int):
+        return [value] * stages
+    if len(value) != stages:
+        raise ValueError(f"{name}={value}: one number, or one for each of {stages} stages")
+    return list(value)
 
 
 class Plain(nn.Module):
@@ -268,50 +341,62 @@ class Plain(nn.Module):
     dim, depth, heads    width, blocks, attention heads
     patch, stride        of the embedding; it overlaps, and pads by patch // 2, where stride < patch
     mixer                'attention' or 'focal' (2 levels, window 3; what follows is attention's)
-    kernel, fixation, fixation_by, temporal_shift, spatial_shift, shift_first    see linear_attn.py
-    pattern, order       see attention_branches
+    kernel, fixation, fixation_by, temporal_shift, spatial_shift, shift_first, window
+                         see linear_attn.py; pattern: see attention_mixers
     temp_embed           a learned vector for each frame, from 0. The released one is 8 long for
                          any T, so that frames t and t + 8 share it; ours has one per frame
     mlp                  'dwconv' (with a 3x3 depthwise convolution) or 'plain'
     head_hidden          width of the head's MLP; 768 as released, whatever dim is
     drop_path, dropout   the last block's, drawn per clip; before and inside the head
-    init                 'released': Linear N(0, .02^2), convolutions N(0, 2/fan_out), biases 0
+    weight_init          'released': Linear N(0, .02^2), convolutions N(0, 2/fan_out), biases 0
                          'scratch': Linear N(0, 1/fan_in), the rest as above
     """
 
     def __init__(self, num_classes=174, num_frames=16, image_size=224, dim=512, depth=12, heads=8,
-                 patch=16, stride=14, mixer="attention", kernel="relu", pattern="divided",
-                 order="time_space", fixation="qkv_shared", fixation_by="concat",
+                 patch=16, stride=14, mixer="attention", kernel="relu", pattern="time+space",
+                 window=(1, 1, 1), fixation="qkv_shared", fixation_by="concat",
                  temporal_shift=4, spatial_shift=1, shift_first=True, temp_embed=True,
-                 mlp="dwconv", head_hidden=768, drop_path=0.0, dropout=0.5, init="released"):
+                 mlp="dwconv", head_hidden=768, drop_path=0.0, dropout=0.5,
+                 weight_init="released"):
         super().__init__()
         if mlp not in ("dwconv", "plain"):
             raise ValueError(f"mlp={mlp!r}: use 'dwconv' or 'plain'")
-        self.num_classes, self.num_frames, self.image_size = num_classes, num_frames, image_size
-        self.patch, self.stride, self.padding = patch, stride, patch // 2 if stride < patch else 0
+        self.num_classes = num_classes
+        self.num_frames = num_frames
+        self.image_size = image_size
+        self.patch = patch
+        self.stride = stride
+        self.padding = patch // 2 if stride < patch else 0
         self.temp_embed = nn.Parameter(torch.zeros(1, num_frames, 1, dim)) if temp_embed else None
         self.check(num_frames, image_size, image_size)
-        side = (image_size + 2 * self.padding - patch) // stride + 1    # 224 -> 17, 336 -> 25
-        self.patch_embed = PatchEmbed(3, dim, patch, stride, self.padding)
+
+        # Pixels -> tokens: 224 x 224 give 17 x 17, 336 x 336 give 25 x 25.
+        self.patch_embed = PatchEmbed(3, dim, kernel=patch, stride=stride, padding=self.padding)
+        side = (image_size + 2*self.padding - patch) // stride + 1
+
         self.blocks = nn.ModuleList()
-        for rate in branch_rates(drop_path, depth):
+        for rate in drop_path_rates(drop_path, depth):
             if mixer == "attention":
-                branches = attention_branches(
-                    dim, pattern, order, temporal_shift, spatial_shift, (num_frames, side, side),
-                    heads=heads, kernel=kernel, fixation=fixation, fixation_by=fixation_by,
-                    shift_first=shift_first)
+                mixers = attention_mixers(
+                    dim, pattern, temporal_shift, spatial_shift, heads=heads, kernel=kernel,
+                    window=window, fixation=fixation, fixation_by=fixation_by,
+                    shift_first=shift_first, size=(num_frames, side, side))
             elif mixer == "focal":
-                branches = {"focal": SpatioTemporalFocalModulation(dim)}
+                mixers = [SpatioTemporalFocalModulation(dim)]
             else:
                 raise ValueError(f"mixer={mixer!r}: use 'attention' or 'focal'")
-            branches["mlp"] = Mlp(dim, mlp == "dwconv")
-            self.blocks.append(Block(dim, branches, rate, eps=1e-6))
+            self.blocks.append(Block(dim, mixers, dwconv=mlp == "dwconv", drop_path=rate, eps=1e-6))
+
+        # The end: norm, mean (in forward), an MLP for the scores.
         self.norm = nn.LayerNorm(dim, 1e-6)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, head_hidden), nn.GELU(), nn.Dropout(dropout),
-            nn.Linear(head_hidden, num_classes)) if num_classes else nn.Identity()
-        init_weights(self, init)
+        if num_classes:
+            self.head = nn.Sequential(
+                nn.LayerNorm(dim), nn.Linear(dim, head_hidden), nn.GELU(), nn.Dropout(dropout),
+                nn.Linear(head_hidden, num_classes))
+        else:
+            self.head = nn.Identity()
+        init_weights(self, weight_init)
 
     def check(self, T, H, W):
         """Raises ValueError for a clip this network cannot take."""
@@ -319,53 +404,84 @@ class Plain(nn.Module):
             raise ValueError(
                 f"{T} frames: the temporal embedding has {self.num_frames}; make the network with "
                 f"num_frames={T}, or with temp_embed=False for any number")
-        if min(H, W) + 2 * self.padding < self.patch:
+        if min(H, W) + 2*self.padding < self.patch:
             raise ValueError(f"{H} x {W} pixels: height and width must be at least "
-                             f"{self.patch - 2 * self.padding}, one patch")
+                             f"{self.patch - 2*self.padding}, one patch")
 
     def forward(self, clip, maps=None):
         """clip: (B, 3, T, H, W), normalised -> (B, num_classes). `maps` gets one list."""
         self.check(*clip.shape[2:])
-        x = self.patch_embed(clip.permute(0, 2, 3, 4, 1))               # (B, T, G, G, C)
+        x = clip.permute(0, 2, 3, 4, 1)  # channels-last
+        x = self.patch_embed(x)  # (B, T, G, G, C)
         if self.temp_embed is not None:
-            x = x + self.temp_embed[..., None, :]                       # (1, T, 1, 1, C)
+            x = x + self.temp_embed[..., None, :]  # (1, T, 1, 1, C): the same for a whole frame
+
         shown = None if maps is None else []
         for block in self.blocks:
             x = block(x, shown)
         if maps is not None:
             maps.append(shown)
-        return self.head(self.dropout(self.norm(x)).mean((1, 2, 3)))    # the dropout acts on tokens, as released
+
+        # As released, this dropout acts on tokens, before the mean.
+        x = self.dropout(self.norm(x)).mean((1, 2, 3))  # (B, C)
+        return self.head(x)
 
 
-def init_weights(model, init):
-    """Start values: see `init` of the two trunks. Raises ValueError for an unknown name."""
-    if init not in ("released", "scratch"):
-        raise ValueError(f"init={init!r}: use 'released' or 'scratch'")
+def init_weights(model, weight_init):
+    """Start values: see `weight_init` of the two trunks. Raises ValueError for an unknown name."""
+    if weight_init not in ("released", "scratch"):
+        raise ValueError(f"weight_init={weight_init!r}: use 'released' or 'scratch'")
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and re.search(r"focal\.h(_temporal)?$", name):
-            if init == "scratch":
-                nn.init.ones_(module.bias)                              # else as torch does: 1x1 convolutions there
+        # h and h_temporal of focal modulation are 1x1 convolutions there: they start as torch's do.
+        if re.search(r"mixers\.\d+\.h(_temporal)?$", name):
+            if weight_init == "scratch":
+                nn.init.ones_(module.bias)
         elif isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight,
-                            std=0.02 if init == "released" else module.in_features**-0.5)
+            std = 0.02 if weight_init == "released" else module.in_features**-0.5
+            nn.init.normal_(module.weight, std=std)
             nn.init.zeros_(module.bias)
-        elif isinstance(model, Plain) and re.search(r"patch_embed\.proj$|dwconv$", name):
+        elif isinstance(model, Plain) and isinstance(module, nn.Conv2d) and "mixers" not in name:
             fan_out = module.weight[0, 0].numel() * module.out_channels / module.groups
             nn.init.normal_(module.weight, std=(2 / fan_out)**0.5)
             nn.init.zeros_(module.bias)
 
 
-def trunk_of(name):
-    """The class of a preset. Raises ValueError for an unknown name."""
-    if name not in MODELS:
-        raise ValueError(f"no model {name!r}; there are {', '.join(MODELS)}")
-    return Pyramid if name.startswith("focal") else Plain
+# --------------------------------------------------- presets: the only way in
 
+# A preset is its class and the arguments that differ from the defaults there, which are the paper's.
+MODELS = {
+    # Video-FocalNets. Paper, K400 top-1 with 4x3 views | ours
+    "focal_t": dict(trunk=Pyramid, dim=96, depths=(2, 2, 6, 2), drop_path=0.2),  # 79.8 | not run
+    "focal_s": dict(trunk=Pyramid, dim=96, depths=(2, 2, 18, 2), drop_path=0.3),  # 81.4 | not run
+    "focal_b": dict(trunk=Pyramid, dim=128, depths=(2, 2, 18, 2), drop_path=0.5,
+                    heads=4),  # 83.6 | not run
+    "focal_toy": dict(trunk=Pyramid, image_size=64, patch=8, dim=32, depths=(1, 2), heads=2,
+                      drop_path=0.0, weight_init="scratch", num_classes=8),
 
+    # Linear Video Transformer. Paper (Table 7), SSv2 top-1 with 2x3 views | ours
+    "lvt": dict(trunk=Plain, num_frames=16),  # 65.46 | not run
+    "lvt_s": dict(trunk=Plain, num_frames=8),  # 63.48 | not run
+    "lvt_h": dict(trunk=Plain, num_frames=32),  # 65.67 | not run
+    "lvt_hr": dict(trunk=Plain, num_frames=16, image_size=336),  # 65.85 | not run
+    "lvt_toy": dict(trunk=Plain, num_frames=8, image_size=64, dim=64, depth=2, heads=2,
+                    head_hidden=96, dropout=0.0, weight_init="scratch", num_classes=8),
+}
+# What means nothing to a network with the other mixer.
 FOCAL_ONLY = ("levels", "windows", "temporal", "spatial", "design", "fusion",
               "postln_in_modulation", "normalize_modulator")
-ATTENTION_ONLY = ("kernel", "pattern", "heads", "order", "fixation", "fixation_by",
+ATTENTION_ONLY = ("kernel", "pattern", "window", "heads", "fixation", "fixation_by",
                   "temporal_shift", "spatial_shift", "shift_first")
+ZERO_IS_OFF = ("num_classes", "temporal_shift", "spatial_shift")
+MAY_BE_SEVERAL = ("levels", "windows", "temporal_shift")
+
+
+def arguments(name):
+    """All arguments of a preset with their values, {'num_classes': 400, ..}. ValueError: no such."""
+    if name not in MODELS:
+        raise ValueError(f"no model {name!r}; there are {', '.join(MODELS)}")
+    signature = inspect.signature(MODELS[name]["trunk"])
+    defaults = {key: parameter.default for key, parameter in signature.parameters.items()}
+    return {key: MODELS[name].get(key, default) for key, default in defaults.items()}
 
 
 def create_model(name, num_classes=None, num_frames=None, image_size=None, **overrides):
@@ -374,24 +490,53 @@ def create_model(name, num_classes=None, num_frames=None, image_size=None, **ove
     preset's value: 400 classes, 8 frames, 224 pixels for focal_t, 174, 16, 224 for lvt.
     Raises ValueError for unknown names and arguments, and for values that cannot work.
     """
-    trunk = trunk_of(name)
-    known = list(inspect.signature(trunk).parameters)
-    unknown = [key for key in overrides if key not in known]
-    if unknown:
-        raise ValueError(f"model {name} has no argument {', '.join(unknown)}; "
-                         f"it takes {', '.join(known)}")
-    mixer = overrides.get("mixer", inspect.signature(trunk).parameters["mixer"].default)
-    others = FOCAL_ONLY if mixer == "attention" else ATTENTION_ONLY
-    idle = [key for key in overrides if key in others]
+    known = arguments(name)
+    for key, value in (("num_classes", num_classes), ("num_frames", num_frames),
+                       ("image_size", image_size)):
+        if value is not None:
+            overrides[key] = value
+
+    # Everything that was asked for has to exist, to mean something, and to be of its kind.
+    for key, value in overrides.items():
+        if key not in known:
+            raise ValueError(f"model {name} has no argument {key}; it takes {', '.join(known)}")
+        check_argument(key, value, known[key])
+    mixer = overrides.get("mixer", known["mixer"])
+    others = {"focal": ATTENTION_ONLY, "attention": FOCAL_ONLY}.get(mixer, ())
+    idle = [key for key in overrides if key in others and overrides[key] != known[key]]
     if idle:
         raise ValueError(f"{', '.join(idle)}: means nothing to model {name} with mixer={mixer!r}; "
                          "leave it out, or set the other mixer, 'focal' or 'attention'")
-    sizes = dict(num_classes=num_classes, num_frames=num_frames, image_size=image_size)
-    return trunk(**MODELS[name] | {key: value for key, value in sizes.items() if value is not None}
-                 | overrides)
+    return MODELS[name]["trunk"](**known | overrides)
 
 
-# ----------------------------------------------------------------------------- weights
+def check_argument(key, value, default):
+    """Raises ValueError, with the value and the rule, unless `value` is of the default's kind."""
+    numbers = value if isinstance(value, (tuple, list)) else [value]
+    lowest = 0 if key in ZERO_IS_OFF else 1
+    whole = all(type(number) is int and number >= lowest for number in numbers) and numbers
+    if isinstance(default, bool):
+        good = isinstance(value, bool)
+        rule = "True or False"
+    elif isinstance(default, str):
+        good = isinstance(value, str)  # which words there are is for the layer to say
+        rule = f"a word, as in {default}"
+    elif isinstance(default, float):
+        good = isinstance(value, (int, float)) and 0 <= value < 1
+        rule = "a number from 0 to below 1"
+    elif isinstance(default, tuple):
+        good = isinstance(value, (tuple, list)) and whole
+        rule = f"whole numbers from {lowest} on, as in {','.join(map(str, default))}"
+    else:
+        good = whole and (numbers is not value or key in MAY_BE_SEVERAL)
+        rule = f"a whole number from {lowest} on"
+        if key in MAY_BE_SEVERAL:
+            rule += ", or several, as in 2,2"
+    if not good:
+        raise ValueError(f"{key}={value!r}: must be {rule}")
+
+
+# --------------------------------------------------- weights: read, rename, inflate, report
 
 def read_checkpoint(path):
     """
@@ -402,8 +547,10 @@ def read_checkpoint(path):
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
-        if zipfile.is_zipfile(path) and (bad := zipfile.ZipFile(path).testzip()):
-            raise ValueError(f"the checksum of {bad} inside is wrong")
+        if zipfile.is_zipfile(path):
+            damaged = zipfile.ZipFile(path).testzip()
+            if damaged:
+                raise ValueError(f"the checksum of {damaged} inside is wrong")
         with torch.serialization.safe_globals([(collections.OrderedDict, "yacs.config.CfgNode")]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -418,24 +565,51 @@ def read_checkpoint(path):
 def our_names(model, state):
     """
     Released key names -> ours, {'layers.0.blocks.1.modulation.f.weight': w} ->
-    {'layers.0.blocks.1.branches.focal.f.weight': w}. Ours pass unchanged. What the released Linear
-    Video Transformer carries but never uses, new_fc, goes.
+    {'layers.0.blocks.1.mixers.0.f.weight': w}. Ours pass unchanged. What the released Linear Video
+    Transformer carries but never uses, new_fc, goes.
     """
+    # Which mixer of a block is the one along time, which the other one?
     block = next(module for module in model.modules() if isinstance(module, Block))
-    mixer = next(name for name in block.branches if name not in ("time", "mlp"))
+    words = [getattr(mixer, "pattern", "focal") for mixer in block.mixers]
+    time = words.index("time") if "time" in words else 0
+    other = next((i for i, word in enumerate(words) if word != "time"), 0)
+
+    renames = [
+        (r"^base_model\.", ""),
+        (r"^consensus\.mlp_head\.", "head."),
+        (r"\.dwconv\.dwconv\.", ".dwconv."),
+        (r"\.temporal_norm1\.", f".norms.{time}."),
+        (r"\.temporal_attn\.", f".mixers.{time}."),
+        (r"\.norm1\.", f".norms.{other}."),
+        (r"\.(modulation|attn)\.", f".mixers.{other}."),
+        (r"\.gamma_1$", f".gammas.{other}"),
+    ]
     ours = {}
     for key, value in state.items():
-        for pattern, name in (
-                (r"^base_model\.", ""), (r"^consensus\.mlp_head\.", "head."),
-                (r"\.temporal_norm1\.", ".norms.time."), (r"\.temporal_attn\.", ".branches.time."),
-                (r"\.norm1\.", f".norms.{mixer}."), (r"\.norm2\.", ".norms.mlp."),
-                (r"(blocks\.\d+)\.(modulation|attn)\.", rf"\1.branches.{mixer}."),
-                (r"(blocks\.\d+)\.mlp\.", r"\1.branches.mlp."), (r"dwconv\.dwconv", "dwconv"),
-                (r"\.gamma_1$", f".gammas.{mixer}"), (r"\.gamma_2$", ".gammas.mlp")):
-            key = re.sub(pattern, name, key)
+        for theirs, name in renames:
+            key = re.sub(theirs, name, key)
         if not key.startswith("new_fc."):
             ours[key] = value
     return ours
+
+
+def fitted(key, value, own, inflate):
+    """
+    A tensor of a checkpoint in the shape that this network has for it, or None if that cannot be.
+    own: this network's tensor; inflate: the checkpoint is an image network's.
+    """
+    want = own.shape
+    # A 1x1 convolution is a Linear, a Conv1d is a Conv2d: the same but for axes of length one.
+    if value.squeeze().shape == own.squeeze().shape:
+        return value.reshape(want)
+    # An image stem sees a tubelet: the mean over its frames.
+    if key == "patch_embed.proj.weight" and inflate and own.ndim == 5:
+        if value.shape == want[:2] + want[3:]:
+            return value.unsqueeze(2).expand(want) / want[2]
+    # The released temporal embedding is 8 long whatever the clip: frame t gets row t mod 8.
+    if key == "temp_embed" and value.shape[2:] == want[2:] and want[1] % value.shape[1] == 0:
+        return value.repeat(1, want[1] // value.shape[1], 1, 1)
+    return None
 
 
 def load_weights(model, path_or_state_dict, temporal_init="fresh"):
@@ -454,74 +628,104 @@ def load_weights(model, path_or_state_dict, temporal_init="fresh"):
     """
     if temporal_init not in ("fresh", "identity"):
         raise ValueError(f"temporal_init={temporal_init!r}: use 'fresh' or 'identity'")
-    source = (path_or_state_dict if isinstance(path_or_state_dict, dict)
-              else read_checkpoint(path_or_state_dict))
-    where = "weights" if isinstance(path_or_state_dict, dict) else path_or_state_dict
+
+    # Read: the weights stand alone, or under one of these names.
+    source = path_or_state_dict
+    where = "weights"
+    if not isinstance(source, dict):
+        where = source
+        source = read_checkpoint(source)
+    for name in ("model", "model_state", "state_dict_ema"):
+        if name in source:
+            source = source[name]
+            break
+
+    # Rename, then inflate: an image network has no weights for time.
+    state = our_names(model, source)
     own = model.state_dict()
-    state = next((source[key] for key in ("model", "model_state", "state_dict_ema")
-                  if key in source), source)
-    state = our_names(model, state)
     temporal = [key for key in own if "_temporal" in key]
-    inflate = bool(temporal) and not any(key in state for key in temporal)        # an image network knows no time
-    fresh, left_over, problems = list(temporal) if inflate else [], [], []
-    for key, value in list(state.items()):
-        if key not in own:
-            problems.append(
-                f"unexpected: {key} "
-                f"{tuple(value.shape) if torch.is_tensor(value) else type(value).__name__}")
-            continue
-        want = own[key].shape
-        if value.squeeze().shape == own[key].squeeze().shape:       # a 1x1 convolution is a Linear, Conv1d a Conv2d:
-            state[key] = value.reshape(want)                        # the same numbers, but for axes of length one
-        elif (key == "patch_embed.proj.weight" and inflate and value.ndim == 4
-              and want[:2] + want[3:] == value.shape):
-            state[key] = value.unsqueeze(2).expand(want) / want[2]  # the mean over the tubelet's frames
-        elif key == "temp_embed" and want[1] % value.shape[1] == 0 and value.shape[2:] == want[2:]:
-            state[key] = value.repeat(1, want[1] // value.shape[1], 1, 1)          # frame t gets row t mod 8
-        elif key.startswith("head.") and value.shape[1:] == want[1:]:
-            fresh.append(key)
-            left_over.append(key)
-        else:
-            problems.append(f"shape: {key} is {tuple(value.shape)} there and {tuple(want)} here")
-    problems += [f"missing: {key}" for key in own if key not in state and key not in fresh]
-    if problems:
-        more = f"\n  and {len(problems) - 6} more" if len(problems) > 6 else ""
-        raise ValueError(f"{where} does not fit this network ({len(problems)} problems):\n  "
-                         + "\n  ".join(problems[:6]) + more + "\n  is it the right --model, "
-                         "and are its arguments (--set) those it was trained with?")
-    loaded = [key for key in own if key not in fresh]
-    model.load_state_dict({key: state[key] if key in loaded else own[key] for key in own},
-                          strict=True)
-    if temporal_init == "identity" and not inflate:
-        raise ValueError(f"temporal_init='identity': {where} is no image network, or this one has "
-                         "no temporal branch; leave it at 'fresh'")
+    inflate = bool(temporal) and not any(key in state for key in temporal)
+    fresh = temporal if inflate else []
+    state, swapped = fit_all(where, state, own, fresh, inflate)
+    model.load_state_dict(state)
     if temporal_init == "identity":
-        for name, module in model.named_modules():
-            if isinstance(module, SpatioTemporalFocalModulation):
-                if module.fusion != "multiply":
-                    raise ValueError("temporal_init='identity' makes a factor one; "
-                                     f"with fusion={module.fusion!r} there is none")
-                nn.init.zeros_(module.h_temporal.weight)
-                nn.init.ones_(module.h_temporal.bias)
-    notes = [f"{len(loaded)} of {len(own)} tensors loaded"]
+        if not inflate:
+            raise ValueError(f"temporal_init='identity': {where} is no image network, or this one "
+                             "has no temporal branch; leave it at 'fresh'")
+        modulators_of_time_to_one(model)
+
+    # Report.
+    fresh = fresh + swapped
+    loaded = [key for key in own if key not in fresh]
+    report = f"{where}: {len(loaded)} of {len(own)} tensors loaded"
     if inflate:
-        notes.append(f"inflated from an image network, {len(temporal)} temporal tensors "
-                     + ("fresh" if temporal_init == "fresh" else "start as the identity"))
-    if left_over:
-        notes.append(f"head swapped: {len(state[left_over[0]])} classes there, "
-                     f"{len(own[left_over[0]])} here, it starts fresh")
-    print(f"{where}: " + "; ".join(notes))
-    return dict(loaded=loaded, fresh=fresh, left_over=left_over)
+        start = "fresh" if temporal_init == "fresh" else "start as the identity"
+        report += f"; inflated from an image network, {len(temporal)} temporal tensors {start}"
+    if swapped:
+        there = len(our_names(model, source)[swapped[0]])
+        report += (f"; head swapped: {there} classes there, {len(own[swapped[0]])} here, "
+                   "it starts fresh")
+    print(report)
+    return dict(loaded=loaded, fresh=fresh, left_over=swapped)
 
 
-# ----------------------------------------------------------------------------- cost
+def fit_all(where, state, own, fresh, inflate):
+    """
+    -> (a full state dict, the keys of a head that stays fresh as its classes differ). Everything
+    else that is missing, unexpected or of another shape is collected, and raises ValueError.
+    """
+    result = dict(own)
+    swapped = []
+    problems = []
+    for key, value in state.items():
+        if not torch.is_tensor(value):
+            problems.append(f"unexpected: {key}, a {type(value).__name__}")
+            continue
+        if key not in own:
+            problems.append(f"unexpected: {key} {tuple(value.shape)}")
+            continue
+        tensor = fitted(key, value, own[key], inflate)
+        if tensor is not None:
+            result[key] = tensor
+        elif key.startswith("head.") and value.shape[1:] == own[key].shape[1:]:
+            swapped.append(key)
+        else:
+            problems.append(f"shape: {key} is {tuple(value.shape)} there "
+                            f"and {tuple(own[key].shape)} here")
+    for key in own:
+        if key not in state and key not in fresh:
+            problems.append(f"missing: {key}")
+
+    if problems:
+        shown = "\n  ".join(problems[:6])
+        if len(problems) > 6:
+            shown += f"\n  and {len(problems) - 6} more"
+        raise ValueError(f"{where} does not fit this network ({len(problems)} problems):\n  {shown}"
+                         "\n  is it the right --model, and are its arguments those it was "
+                         "trained with?")
+    return result, swapped
+
+
+def modulators_of_time_to_one(model):
+    """h_temporal = (weight 0, bias 1), so that m_t = 1. ValueError where m_t is not a factor."""
+    for module in model.modules():
+        if isinstance(module, SpatioTemporalFocalModulation):
+            if module.fusion != "multiply":
+                raise ValueError("temporal_init='identity' makes a factor one; "
+                                 f"with fusion={module.fusion!r} there is none")
+            nn.init.zeros_(module.h_temporal.weight)
+            nn.init.ones_(module.h_temporal.bias)
+
+
+# --------------------------------------------------- cost
 
 def count_macs(model):
     """Multiply-adds (the papers' FLOPs) of one clip of its size; convolutions and matmuls only."""
-    clip = torch.empty(1, 3, model.num_frames, model.image_size, model.image_size, device="meta")
+    side = model.image_size
+    clip = torch.empty(1, 3, model.num_frames, side, side, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.to("meta").eval()(clip)
-    return counter.get_total_flops() // 2                                # the counter counts a multiply-add as two
+    return counter.get_total_flops() // 2  # the counter counts a multiply-add as two
 
 
 if __name__ == "__main__":

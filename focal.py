@@ -1,11 +1,12 @@
 """
 Spatio-temporal focal modulation: gather context once, then let every token take what it needs.
 
-Attention lets all N tokens look at each other: N^2 pairs, and the looking comes first, the summing
-last. Focal modulation turns this round. A short stack of convolutions gathers context *before* any
-token asks for it, from near to far: level l sees a window k_l wider than level l-1, and one more
-level sees everything (a mean). Each token holds one number per level, its gate, and takes the gated
-sum. That sum is the modulator; it multiplies the token's query, channel by channel.
+Attention lets all N tokens look at each other: N^2 pairs. It interacts first and aggregates second;
+focal modulation aggregates first. A short stack of convolutions gathers context *before* any token
+asks for it, from near to far: level l sees k_l - 1 pixels more than level l - 1 (windows of 3, 7,
+13, 21), and one more level sees everything (a mean). Each token holds one number per level, its
+gate, and takes the gated sum. That sum, after a linear map h, is the modulator; it multiplies the
+token's query, channel by channel.
 
 A video is gathered from twice, in parallel: across each image, and along time at each pixel.
 
@@ -15,6 +16,10 @@ A video is gathered from twice, in parallel: across each image, and along time a
     y   = proj(q * m_s * m_t)            q = f(x): a linear map; * is elementwise
 
     x, y, q, z, z', m_s, m_t  (B, T, H, W, C)     g, g'  (B, T, H, W, L+1), one per token and level
+
+                 +-- q ------------------------------------------------+
+    x -- norm ---+-- z_0 -> 3x3 -> 5x5 -> mean,  times gates,  h = m_s -*- proj --> y
+                 +-- z'_0 -> 3 frames -> 5 frames -> mean,  h' = m_t --+
 
 Cost in multiply-adds a token for L = 2: 14 C^2 + 40 C (of which 8 C^2 are the dense convolutions
 along time), whatever the number of tokens N = T H W; attention pays 4 C^2 + 2 C N.
@@ -37,24 +42,33 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 
+# --------------------------------------------------- where a convolution looks
+
 def across_space(conv, z):
-    """(B, T, H, W, C) -> (B, T, H', W', C'): conv, 2-d, sees the image of each frame alone."""
+    """(B, T, H, W, C) -> (B, T, H', W', C'): a 2-d conv sees the image of each frame alone."""
     B, T, H, W, C = z.shape
-    z = z.reshape(B*T, H, W, C).permute(0, 3, 1, 2)         # (B*T, C, H, W)  a view: this is torch's channels_last
-    return conv(z).permute(0, 2, 3, 1).unflatten(0, (B, T)) # back; a conv with a stride makes H and W smaller
+    # Frames become batch items. The permuted view is torch's channels_last: nothing is copied.
+    z = z.reshape(B*T, H, W, C).permute(0, 3, 1, 2)
+    z = conv(z).permute(0, 2, 3, 1)
+    return z.unflatten(0, (B, T))
 
 
 def along_time(conv, z):
-    """(B, T, H, W, C) -> same: conv, k x 1, sees a pixel's T frames: a column of a T x HW image."""
+    """(B, T, H, W, C) -> same: a k x 1 conv sees the T frames of each pixel alone."""
     B, T, H, W, C = z.shape
-    z = z.reshape(B, T, H*W, C).permute(0, 3, 1, 2)         # (B, C, T, H*W)
-    return conv(z).permute(0, 2, 3, 1).unflatten(2, (H, W))
+    # All pixels side by side: an image of T rows and H*W columns, convolved down its columns.
+    z = z.reshape(B, T, H*W, C).permute(0, 3, 1, 2)
+    z = conv(z).permute(0, 2, 3, 1)
+    return z.unflatten(2, (H, W))
 
 
 def across_both(conv, z):
-    """(B, T, H, W, C) -> same: conv, a 3-d one, sees the whole T x H x W volume."""
-    return conv(z.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
+    """(B, T, H, W, C) -> (B, T', H', W', C'): a 3-d conv sees the whole T x H x W volume."""
+    z = z.permute(0, 4, 1, 2, 3)
+    return conv(z).permute(0, 2, 3, 4, 1)
 
+
+# --------------------------------------------------- the layer
 
 class SpatioTemporalFocalModulation(nn.Module):
     """
@@ -81,136 +95,188 @@ class SpatioTemporalFocalModulation(nn.Module):
     def __init__(self, dim, levels=2, window=3, temporal=True, spatial=True, design="parallel",
                  fusion="multiply", normalize_modulator=False, postln_in_modulation=False):
         super().__init__()
-        if design not in ("parallel", "sequential", "joint3d"):
-            raise ValueError(f"design={design!r}: use 'parallel', 'sequential' or 'joint3d'")
-        if fusion not in ("multiply", "add", "average", "project"):
-            raise ValueError(f"fusion={fusion!r}: use 'multiply', 'add', 'average' or 'project'")
-        if not 1 <= levels <= 4:
-            raise ValueError(f"levels={levels}: focal modulation here has 1 to 4 levels")
-        if window < 1 or window % 2 == 0:
-            raise ValueError(f"window={window}: a kernel must be odd, "
-                             "or its output would not align with its input")
-        if not (temporal or spatial):
-            raise ValueError("temporal=False and spatial=False leave no context to modulate with: "
-                             "keep one of them")
-        if not (temporal and spatial) and (design, fusion) != ("parallel", "multiply"):
-            raise ValueError(f"design={design!r} with fusion={fusion!r} needs both branches; with "
-                             "temporal=False or spatial=False use design='parallel', "
-                             "fusion='multiply'")
-        if design == "joint3d" and fusion != "multiply":
-            raise ValueError(f"fusion={fusion!r}: design='joint3d' has one modulator, "
-                             "there is nothing to fuse")
-        self.dim, self.levels, self.design, self.fusion = dim, levels, design, fusion
-        self.spatial, self.temporal = spatial, temporal and design != "joint3d"
+        check_options(levels, window, temporal, spatial, design, fusion)
+        self.dim = dim
+        self.levels = levels
+        self.design = design
+        self.fusion = fusion
+        self.spatial = spatial
+        self.temporal = temporal and design != "joint3d"
         self.normalize_modulator = normalize_modulator
-        kernels = [window + 2*l for l in range(levels)]                                # 3, 5, 7, 9
+        kernels = [window + 2*l for l in range(levels)]  # 3, 5, 7, 9
 
-        # (conv, gelu) pairs: the keys read focal_layers.0.0.weight as released. No biases there.
-        self.f = nn.Linear(dim, 2*dim + levels + 1 if spatial else dim)                # q, z_0, gates | q alone
-        if spatial and design == "joint3d":
-            self.focal_layers = nn.ModuleList(nn.Sequential(
-                nn.Conv3d(dim, dim, k, padding=k//2, groups=dim, bias=False), nn.GELU())
-                for k in kernels)
-        elif spatial:
-            self.focal_layers = nn.ModuleList(nn.Sequential(
-                nn.Conv2d(dim, dim, k, padding=k//2, groups=dim, bias=False), nn.GELU())
-                for k in kernels)
+        # One Linear for all that space needs: the query, the context z_0, the gates.
+        self.f = nn.Linear(dim, 2*dim + levels + 1 if spatial else dim)
         if spatial:
+            self.focal_layers = nn.ModuleList()
+            for k in kernels:
+                if design == "joint3d":
+                    conv = nn.Conv3d(dim, dim, k, padding=k//2, groups=dim, bias=False)
+                else:
+                    conv = nn.Conv2d(dim, dim, k, padding=k//2, groups=dim, bias=False)
+                self.focal_layers.append(nn.Sequential(conv, nn.GELU()))
             self.h = nn.Linear(dim, dim)
+
+        # Time has a context and gates of its own. These convolutions are dense (groups=1): every
+        # output channel sees every input channel, which is 35 % of a block's multiply-adds.
         if self.temporal:
-            self.f_temporal = nn.Linear(dim, dim + levels + 1)                         # z'_0, gates
-            self.focal_layers_temporal = nn.ModuleList(nn.Sequential(                  # dense: groups=1, 35% of a block
-                nn.Conv2d(dim, dim, (k, 1), padding=(k//2, 0), bias=False), nn.GELU())
-                for k in kernels)
+            self.f_temporal = nn.Linear(dim, dim + levels + 1)
+            self.focal_layers_temporal = nn.ModuleList()
+            for k in kernels:
+                conv = nn.Conv2d(dim, dim, (k, 1), padding=(k//2, 0), bias=False)
+                self.focal_layers_temporal.append(nn.Sequential(conv, nn.GELU()))
             self.h_temporal = nn.Linear(dim, dim)
+
+        # Where both meet, and the way out.
         if fusion == "project":
             self.fuse = nn.Linear(2*dim, dim)
         self.ln = nn.LayerNorm(dim) if postln_in_modulation else None
         self.proj = nn.Linear(dim, dim)
 
     def gather(self, z, gates, layers, look, axes):
-        """z (B, T, H, W, C), gates (B, T, H, W, L+1) -> like z: the contexts, gated and summed."""
+        """
+        The contexts of all levels, gated and summed: z (B, T, H, W, C), gates (B, T, H, W, L+1) ->
+        like z. look: one of the three functions above; axes: those that the global level averages.
+        """
+        # Each level convolves the one before, so that it sees further.
         total = 0
         for l, layer in enumerate(layers):
-            z = look(layer, z)                                      # z_l = gelu(conv_l(z_{l-1})): each sees further
+            z = look(layer, z)
             total = total + z * gates[..., l:l+1]
-        everything = F.gelu(z.mean(axes, keepdim=True))             # z_{L+1}: 1 in place of every axis in `axes`
+
+        # The last level sees everything: one context, shared by all tokens along `axes`.
+        everything = F.gelu(z.mean(axes, keepdim=True))
         total = total + everything * gates[..., -1:]
-        return total / (self.levels + 1) if self.normalize_modulator else total
+        if self.normalize_modulator:
+            total = total / (self.levels + 1)
+        return total
 
     def forward(self, x, return_maps=False):
         """
         x: (B, T, H, W, C) -> same. With return_maps also a dict, for the branches that exist:
         'spatial', 'temporal' (the modulators, like x), 'gates', 'gates_temporal' (B, T, H, W, L+1).
         """
-        C, G, maps = self.dim, self.levels + 1, {}
-        y = self.f(x)                                                                  # (B, T, H, W, 2C+G) or (.., C)
+        C = self.dim
+        G = self.levels + 1  # gates per token: one per level, one for the global level
+        maps = {}
+
+        # Space: the query and the modulator m_s, gathered across each image.
         if self.spatial:
-            y, z, gates = y.split([C, C, G], dim=-1)                                   # y is the query q from here on
-            look, axes = ((across_both, (1, 2, 3)) if self.design == "joint3d"
-                          else (across_space, (2, 3)))
-            m_s = self.h(self.gather(z, gates, self.focal_layers, look, axes))         # (B, T, H, W, C)
-            maps |= dict(spatial=m_s, gates=gates)
+            q, z, gates = self.f(x).split([C, C, G], dim=-1)
+            if self.design == "joint3d":
+                m_s = self.gather(z, gates, self.focal_layers, across_both, axes=(1, 2, 3))
+            else:
+                m_s = self.gather(z, gates, self.focal_layers, across_space, axes=(2, 3))
+            m_s = self.h(m_s)  # (B, T, H, W, C)
+            maps["spatial"] = m_s
+            maps["gates"] = gates
+        else:
+            q = self.f(x)
+
+        # Time: the modulator m_t, gathered along the frames of each pixel.
         if self.temporal:
             source = m_s if self.design == "sequential" else x
             z, gates = self.f_temporal(source).split([C, G], dim=-1)
-            m_t = self.h_temporal(
-                self.gather(z, gates, self.focal_layers_temporal, along_time, (1,)))
-            maps |= dict(temporal=m_t, gates_temporal=gates)
+            m_t = self.gather(z, gates, self.focal_layers_temporal, along_time, axes=(1,))
+            m_t = self.h_temporal(m_t)  # (B, T, H, W, C)
+            maps["temporal"] = m_t
+            maps["gates_temporal"] = gates
 
+        # The query meets its modulators, channel by channel.
         if not self.temporal:
-            y = y * m_s
+            y = q * m_s
         elif not self.spatial:
-            y = y * m_t
+            y = q * m_t
         elif self.fusion == "multiply":
-            y = y * m_s * m_t
+            y = q * m_s * m_t
         elif self.fusion == "add":
-            y = y * (m_s + m_t)
+            y = q * (m_s + m_t)
         elif self.fusion == "average":
-            y = y * (m_s + m_t) / 2
-        else:
-            y = y * self.fuse(torch.cat([m_s, m_t], dim=-1))
+            y = q * (m_s + m_t) / 2
+        else:  # 'project'
+            y = q * self.fuse(torch.cat([m_s, m_t], dim=-1))
+
         if self.ln is not None:
             y = self.ln(y)
         y = self.proj(y)
         return (y, maps) if return_maps else y
 
 
-if __name__ == "__main__":
+def check_options(levels, window, temporal, spatial, design, fusion):
+    """Raises ValueError, with the value and the rule, for what cannot be or go together."""
+    if design not in ("parallel", "sequential", "joint3d"):
+        raise ValueError(f"design={design!r}: use 'parallel', 'sequential' or 'joint3d'")
+    if fusion not in ("multiply", "add", "average", "project"):
+        raise ValueError(f"fusion={fusion!r}: use 'multiply', 'add', 'average' or 'project'")
+    if not 1 <= levels <= 4:
+        raise ValueError(f"levels={levels}: focal modulation here has 1 to 4 levels")
+    if window < 1 or window % 2 == 0:
+        raise ValueError(f"window={window}: a kernel must be odd, "
+                         "or its output would not align with its input")
+
+    # What cannot go together.
+    if not (temporal or spatial):
+        raise ValueError("temporal=False and spatial=False leave no context to modulate with: "
+                         "keep one of them")
+    one_branch = not (temporal and spatial)
+    if one_branch and (design, fusion) != ("parallel", "multiply"):
+        raise ValueError(f"design={design!r} with fusion={fusion!r} needs both branches; with "
+                         "temporal=False or spatial=False use design='parallel', "
+                         "fusion='multiply'")
+    if design == "joint3d" and fusion != "multiply":
+        raise ValueError(f"fusion={fusion!r}: design='joint3d' has one modulator, "
+                         "there is nothing to fuse")
+
+
+# --------------------------------------------------- the layer, step by step
+
+def show(what, tensor):
+    """One line of the walk: what it is, its shape, the mean of its absolute values."""
+    shape = str(tuple(tensor.shape))
+    print(f"{what:<58} {shape:<20} mean |.| {tensor.abs().mean():.3f}")
+
+
+@torch.no_grad()
+def walk():
+    """A clip through the layer by hand, every shape printed, checked against the layer itself."""
     torch.manual_seed(0)
-    layer, x = SpatioTemporalFocalModulation(dim=96), torch.randn(1, 8, 56, 56, 96)   # what stage 1 of focal_t sees
+    layer = SpatioTemporalFocalModulation(dim=96)
+    x = torch.randn(1, 8, 56, 56, 96)  # what stage 1 of focal_t sees
+    show("x: 8 frames of 56 x 56 tokens with 96 channels", x)
+    q, z, gates = layer.f(x).split([96, 96, 3], dim=-1)
+    show("q = f(x)[..., :96]           the query", q)
+    show("z_0 = f(x)[..., 96:192]      what space is gathered from", z)
+    show("g = f(x)[..., 192:]          one gate per token and level", gates)
 
-    def show(what, tensor):
-        print(f"{what:<58} {str(tuple(tensor.shape)):<20} mean |.| {tensor.abs().mean():.3f}")
+    # Space, level by level.
+    z_1 = across_space(layer.focal_layers[0], z)
+    show("z_1 = gelu(conv 3x3 of z_0)  each frame on its own", z_1)
+    z_2 = across_space(layer.focal_layers[1], z_1)
+    show("z_2 = gelu(conv 5x5 of z_1)", z_2)
+    z_3 = F.gelu(z_2.mean((2, 3), keepdim=True))
+    show("z_3 = gelu(mean over H, W)   one context for the frame", z_3)
+    m_s = layer.h(z_1 * gates[..., 0:1] + z_2 * gates[..., 1:2] + z_3 * gates[..., 2:3])
+    show("m_s = h(g_1 z_1 + g_2 z_2 + g_3 z_3)   spatial modulator", m_s)
 
-    with torch.no_grad():
-        show("x: 8 frames of 56 x 56 tokens with 96 channels", x)
-        q, z, gates = layer.f(x).split([96, 96, 3], dim=-1)
-        show("q = f(x)[..., :96]           the query", q)
-        show("z_0 = f(x)[..., 96:192]      what space is gathered from", z)
-        show("g = f(x)[..., 192:]          one gate per token and level", gates)
-        m_s = 0
-        for l, (k, conv) in enumerate(zip((3, 5), layer.focal_layers)):
-            z = across_space(conv, z)
-            m_s = m_s + gates[..., l:l+1] * z
-            show(f"z_{l+1} = gelu(conv {k}x{k} of z_{l})   each frame on its own", z)
-        z = F.gelu(z.mean((2, 3), keepdim=True))
-        show("z_3 = gelu(mean over H, W)   one context for the frame", z)
-        m_s = layer.h(m_s + gates[..., 2:] * z)
-        show("m_s = h(g_1 z_1 + g_2 z_2 + g_3 z_3)   spatial modulator", m_s)
-        z, gates = layer.f_temporal(x).split([96, 3], dim=-1)
-        show("z'_0 = f_temporal(x)[..., :96]   what time is gathered from", z)
-        m_t = 0
-        for l, (k, conv) in enumerate(zip((3, 5), layer.focal_layers_temporal)):
-            z = along_time(conv, z)
-            m_t = m_t + gates[..., l:l+1] * z
-            show(f"z'_{l+1} = gelu(conv of {k} frames of z'_{l})   each pixel on its own", z)
-        z = F.gelu(z.mean(1, keepdim=True))
-        show("z'_3 = gelu(mean over T)     one context for the pixel", z)
-        m_t = layer.h_temporal(m_t + gates[..., 2:] * z)
-        show("m_t = h_temporal(sum)        temporal modulator", m_t)
-        y = layer.proj(q * m_s * m_t)
-        show("y = proj(q * m_s * m_t)", y)
-        torch.testing.assert_close(y, layer(x))
-        print("the layer itself gives the same y; "
-              f"{sum(p.numel() for p in layer.parameters()):,} parameters")
+    # Time, the same.
+    z, gates = layer.f_temporal(x).split([96, 3], dim=-1)
+    show("z'_0 = f_temporal(x)[..., :96]   what time is gathered from", z)
+    z_1 = along_time(layer.focal_layers_temporal[0], z)
+    show("z'_1 = gelu(conv of 3 frames of z'_0)   each pixel on its own", z_1)
+    z_2 = along_time(layer.focal_layers_temporal[1], z_1)
+    show("z'_2 = gelu(conv of 5 frames of z'_1)", z_2)
+    z_3 = F.gelu(z_2.mean(1, keepdim=True))
+    show("z'_3 = gelu(mean over T)     one context for the pixel", z_3)
+    m_t = layer.h_temporal(z_1 * gates[..., 0:1] + z_2 * gates[..., 1:2] + z_3 * gates[..., 2:3])
+    show("m_t = h_temporal(sum)        temporal modulator", m_t)
+
+    # The query takes both; the layer itself must agree.
+    y = layer.proj(q * m_s * m_t)
+    show("y = proj(q * m_s * m_t)", y)
+    torch.testing.assert_close(y, layer(x))
+    parameters = sum(p.numel() for p in layer.parameters())
+    print(f"the layer itself gives the same y; {parameters:,} parameters")
+
+
+if __name__ == "__main__":
+    walk()

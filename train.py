@@ -7,19 +7,21 @@ Train, evaluate, predict: one straight loop, and the command line around it.
     python train.py --resume                               go on with out/last.pt, exactly
     python train.py --eval --data k400 --root DIR --model focal_t --init ckpt.pth --views 4x3
     python train.py --predict clip.mp4 --init out/best.pt  the five most probable classes
+    python train.py --sweep "fusion=add" "levels=1"        a table: a row for each change, 3 seeds
+    python train.py --help --model focal_t                 every setting, with its default
 
-A step: set the learning rate -> `accumulate` batches forward and backward -> clip the gradient ->
-SGD. What is random in a step comes from (seed, step, batch, process), what is random in the data
-from (seed, epoch, sample). So weights, optimizer and the number of the step are all there is to
-save: a run that was killed and resumed ends with the same bits as one that was not.
+A step: set the learning rate -> forward and backward over the micro-batches -> clip the gradient
+-> step. What is random in a step comes from (seed, step, micro-batch, process), what is random in
+the data from (seed, epoch, sample). So weights, optimizer and the number of the step are all there
+is to save: a run that was killed and resumed ends with the same bits as one that was not.
 
-Source of the recipes: configs and code released with arXiv:2307.06947. Where the paper's text says
-something else, or we do, the line says so.
+Source of the recipes: configs and code released with arXiv:2307.06947 (Video-FocalNets) and
+arXiv:2210.08164 (the transformer). Where the text says something else, or we do, the line says so.
 """
-import argparse
-import ast
 import contextlib
+import difflib
 import inspect
+import io
 import json
 import math
 import os
@@ -27,90 +29,181 @@ import signal
 import sys
 import time
 
+# The threads of a sum wait for each other. By default they spin, and where something else wants the
+# cores as well, a browser say, each waits for one that does not run. Let them sleep instead: as fast
+# on an idle machine, several times faster on a busy one. torch reads this when it is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-import data as D
-from backbone import MODELS, create_model, load_weights, read_checkpoint, trunk_of
+from backbone import MODELS, arguments, count_macs, create_model, load_weights, read_checkpoint
+from data import (NAMED, PIPELINES, STEP, WEIGHTS, BadVideo, VideoSet, class_names, loader, mix,
+                  numbers, open_data, parse_views, steps_in_epoch, stream, to_device, torch_seed)
+from data import SETTINGS as CLIPS
 
-FOCAL = D.PIPELINES["focal"] | dict(       # Video-FocalNets; configs differ in model and flip only
-    epochs=120, warmup=20/120,             # the share of training in which lr rises
-    batch_size=8, accumulate=1, optimizer="sgd", momentum=0.9, betas=(0.9, 0.999),
-    lr=0.1, warmup_lr=0.001, min_lr=0.001, # peak, first and last, for a global batch of
-    lr_batch=512,                          # 512 clips, scaled with it: 4 GPUs x 8 clips -> 0.00625
-    weight_decay=0.0,                      # the paper says 1e-4, but its code puts every parameter
-                                           # into the group without decay ('' is in every name)
-    clip_grad=5.0, smoothing=0.1, mixup=0.8, cutmix=1.0, switch=0.5)
-LVT = D.PIPELINES["lvt_ssv2"] | dict(      # Linear Video Transformer, SSv2; the paper says lr 0.035
-    epochs=35, warmup=5/35, batch_size=4, accumulate=1,
-    optimizer="sgd", momentum=0.9, betas=(0.9, 0.999), weight_decay=1e-4,
-    lr=0.03, warmup_lr=0.003, min_lr=0.0, lr_batch=32,
-    clip_grad=0.0, smoothing=0.0, mixup=0.0, cutmix=0.0, switch=0.5)           # 0: no clipping
-LVT_KINETICS = LVT | D.PIPELINES["lvt_kinetics"] | dict(                       # paper: 35 epochs
-    epochs=40, warmup=5/40, lr=0.035, warmup_lr=0.01, weight_decay=1e-5, smoothing=0.3, mixup=0.4)
-CHARADES = LVT_KINETICS | dict(            # from K400 weights; there is no loader for it here
-    epochs=60, warmup=5/60, warmup_lr=0.001, smoothing=0.0, mixup=0.0, views="10x3")
-TOY = D.PIPELINES["toy"] | dict(           # ours, by trial: at lr 0.2 some seeds never leave chance
-    epochs=7, warmup=0.1, batch_size=32, accumulate=1,
-    optimizer="sgd", momentum=0.9, betas=(0.9, 0.98), weight_decay=0.0,
-    lr=0.1, warmup_lr=0.0, min_lr=0.0, lr_batch=32,
-    clip_grad=1.0, smoothing=0.1, mixup=0.0, cutmix=0.0, switch=0.5)
-RECIPES = {                                # by the family of the model and the data set
-    "focal": {"toy": TOY, "k400": FOCAL, "k600": FOCAL, "diving48": FOCAL, "activitynet": FOCAL,
-              "ssv2": FOCAL | dict(flip=0.0)},                       # classes say left and right
-    "lvt": {"toy": TOY | dict(optimizer="adamw", lr=0.003, weight_decay=0.05),     # not with SGD
-            "ssv2": LVT, "k400": LVT_KINETICS, "k600": LVT_KINETICS, "charades": CHARADES},
-}
-STUDIES = {                                # name: (the command, {row: what --set changes in it})
-    "temporal": ("--steps 200", {          # questions of the focal paper
-        "as released": "", "no temporal branch": "temporal=False",
-        "no spatial branch": "spatial=False", "sequential, not parallel": "design=sequential",
-        "one 3-d branch": "design=joint3d", "modulators added": "fusion=add",
-        "averaged": "fusion=average", "projected": "fusion=project", "1 level": "levels=1",
-        "3 levels": "levels=3"}),
-    "attention": ("--model lvt_toy --steps 160 --set temp_embed=False stride=16", {
-        "no shifts, no fixation (Table 3)": "fixation=none temporal_shift=0 spatial_shift=0",
-        "spatial shift": "fixation=none temporal_shift=0",
-        "temporal shift": "fixation=none spatial_shift=0", "both shifts": "fixation=none",
-        "fixation": "temporal_shift=0 spatial_shift=0",
-        "both shifts and fixation: the default": "", "fixation, then shifts": "shift_first=False",
-        "separate gates (Table 4)": "fixation=separate", "gates from QK": "fixation=qk",
-        "one gate from QK": "fixation=qk_shared", "gates from QKV": "fixation=qkv",
-        "one gate from QKV, by addition": "fixation_by=add",
-        "by multiplication": "fixation_by=multiply",
-        "relu without offset (Table 5)": "kernel=relu_paper", "elu + 1": "kernel=elu",
-        "sigmoid": "kernel=sigmoid", "no kernel": "kernel=identity",
-        "cosFormer (Table 1)": "kernel=cosformer", "Performer": "kernel=performer",
-        "Linformer": "kernel=linformer", "Orthoformer": "kernel=orthoformer",
-        "softmax": "kernel=softmax", "joint (Table 6)": "pattern=joint",
-        "windowed": "pattern=space spatial_shift=0", "space, then time": "order=space_time"}),
-}
-DTYPES = dict(float32=torch.float32, bfloat16=torch.bfloat16, float16=torch.float16)
 
+# --------------------------------------------------- settings
+
+# name: (default, what is allowed, meaning), as in data.py. Each is a flag: --lr 0.1. So is every
+# argument of the model (--depths 1,1,2,1 --temporal False): see its class in backbone.py.
+
+# Where and how to run. These do not change what is computed, and are not saved.
+RUN = {
+    "root": ("", None, "where the videos are (default data/NAME)"),
+    "init": ("", None, "weights: ours, released, or an image FocalNet's, which are inflated"),
+    "temporal_init": ("fresh", ("fresh", "identity"), "start of an inflated network's time branch"),
+    "resume": ("", None, "go on exactly with a checkpoint; without a name OUT/last.pt"),
+    "out": ("out", None, "folder for last.pt, best.pt, log.jsonl"),
+    "workers": (-1, (-1, 256), "processes that load data; -1: none for toy, else one per CPU core"),
+    "device": ("auto", None, "cpu, cuda, cuda:1, ..; auto: cuda if there is one"),
+    "compile": (False, None, "torch.compile the network (for GPUs)"),
+    "eval": (False, None, "evaluate --init on the validation videos"),
+    "predict": ((), None, "print the most probable classes of these videos"),
+    "sweep": ((), None, "a table, one row for each 'name=value name=value'; '' changes nothing"),
+    "seeds": (3, (1, 100), "of each row of --sweep: seed, seed + 1, .."),
+}
+
+# How a network learns: the recipe of the Video-FocalNets.
+LEARNING = {
+    "data": ("toy", None, f"toy, {', '.join(NAMED)}, a folder of class folders, or a list file"),
+    "model": ("focal_toy", tuple(MODELS), "see backbone.py"),
+    "seed": (0, (0, 2**31), "of weights, order, augmentation and toy data"),
+    "epochs": (120.0, (0.001, 1e6), "passes over the training data"),
+    "steps": (0, (0, 1e9), "optimizer steps; 0: as many as epochs says"),
+    "batch_size": (8, (1, 1e5), "clips per process and micro-batch"),
+    "accumulate": (1, (1, 1e5), "micro-batches per optimizer step"),
+    "optimizer": ("sgd", ("sgd", "adamw"), "sgd has Nesterov momentum"),
+    "base_lr": (0.1, (1e-9, 1e3), "peak learning rate for lr_batch clips a step; scaled with them"),
+    "lr_batch": (512, (1, 1e6), "clips a step that base_lr, warmup_lr and min_lr are for"),
+    "lr": (0.0, (0, 1e9), "the peak itself; 0: base_lr * clips a step / lr_batch"),
+    "warmup": (20/120, (0, 0.99), "share of training in which the rate rises"),
+    "warmup_lr": (0.001, (0, 1e3), "rate of the first step, scaled as base_lr is"),
+    "min_lr": (0.001, (0, 1e3), "rate at the end, scaled as base_lr is"),
+    "momentum": (0.9, (0, 0.9999), "of sgd"),
+    "betas": ((0.9, 0.999), (0, 0.99999), "of adamw"),
+    "weight_decay": (0.0, (0, 10), "the paper says 1e-4, but its code lets no parameter decay"),
+    "clip_grad": (5.0, (0, 1e9), "largest norm of the gradient; 0: any"),
+    "dtype": ("auto", ("auto", "float32", "bfloat16", "float16"),
+              "of matrix products; auto: bfloat16 on cuda, float32 on cpu"),
+}
+
+# Recipes hold what differs from these defaults, and from those of the clips.
+FOCAL = PIPELINES["focal"]
+LVT = PIPELINES["lvt_ssv2"] | dict(
+    epochs=35.0,
+    warmup=5/35,
+    batch_size=4,
+    base_lr=0.03,  # the paper says 0.035
+    lr_batch=32,
+    warmup_lr=0.003,
+    min_lr=0.0,
+    weight_decay=1e-4,  # of everything, norms and biases too
+    clip_grad=0.0,
+)
+LVT_KINETICS = PIPELINES["lvt_kinetics"] | dict(
+    epochs=40.0,  # the paper says 35
+    warmup=5/40,
+    batch_size=4,
+    base_lr=0.035,
+    lr_batch=32,
+    warmup_lr=0.01,
+    min_lr=0.0,
+    weight_decay=1e-5,
+    clip_grad=0.0,
+)
+TOY = PIPELINES["toy"] | dict(
+    epochs=7.0,  # ours, by trial
+    warmup=0.1,
+    batch_size=32,
+    base_lr=0.1,  # at 0.2 some seeds never leave chance
+    lr_batch=32,
+    warmup_lr=0.0,
+    min_lr=0.0,
+    betas=(0.9, 0.98),
+    clip_grad=1.0,
+)
+# By the family of the model and the data set. What is not here has the recipe of k400.
+RECIPES = {
+    "focal": {
+        "toy": TOY,
+        "k400": FOCAL,
+        "k600": FOCAL,
+        "diving48": FOCAL,
+        "activitynet": FOCAL,
+        "ssv2": FOCAL | dict(flip=0.0),  # classes say left and right
+    },
+    "lvt": {
+        "toy": TOY | dict(optimizer="adamw", base_lr=0.003, weight_decay=0.05),  # not with sgd
+        "k400": LVT_KINETICS,
+        "k600": LVT_KINETICS,
+        "ssv2": LVT,
+    },
+}
+
+
+# --------------------------------------------------- learning rate and optimizer
 
 def lr_at(step, steps, warmup, peak, first, last):
     """Learning rate of a step: a line from `first` to `peak` over `warmup`, a cosine to `last`."""
     if step < warmup:
         return first + (peak - first) * step / warmup
     # The released cosine counts from step 0: it drops by 6.6 % at the seam, where ours begins.
-    return last + (peak - last) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+    progress = (step - warmup) / (steps - warmup)
+    return last + (peak - last) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def save(path, checkpoint):
-    """Written beside and renamed: a reader sees the old file or the new one, never half of one."""
-    torch.save(checkpoint, path + ".tmp")
-    os.replace(path + ".tmp", path)
+def make_schedule(cfg, clips):
+    """How long and at which rates `clips` clips are learned from; ValueError if there are too few."""
+    world = cfg["world"]
+    batches, steps_per_epoch = steps_in_epoch(clips, cfg["batch_size"], cfg["accumulate"], world)
+    if batches == 0:
+        raise ValueError(f"{clips} training clips do not fill one batch of {cfg['batch_size']} "
+                         f"on each of {world} processes: lower --batch_size")
+    steps = cfg["steps"] or max(1, round(cfg["epochs"] * steps_per_epoch))
+
+    # All rates are scaled alike, whether the peak is given or follows from the batch.
+    clips_per_step = cfg["batch_size"] * cfg["accumulate"] * world
+    peak = cfg["lr"] or cfg["base_lr"] * clips_per_step / cfg["lr_batch"]
+    scale = peak / cfg["base_lr"]
+    rates = dict(steps=steps, warmup=round(cfg["warmup"] * steps), peak=peak,
+                 first=cfg["warmup_lr"] * scale, last=cfg["min_lr"] * scale)
+    return dict(rates=rates, steps=steps, steps_per_epoch=steps_per_epoch,
+                clips_per_step=clips_per_step)
 
 
-def autocast(device, dtype):
-    return torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "float32")
+def make_optimizer(model, cfg, peak):
+    """SGD, where all parameters decay, as released; or AdamW, where norms, biases, embeddings don't."""
+    if cfg["optimizer"] == "sgd":
+        return torch.optim.SGD(model.parameters(), lr=peak, momentum=cfg["momentum"],
+                               nesterov=True, weight_decay=cfg["weight_decay"])
+    elif cfg["optimizer"] == "adamw":
+        decay = []
+        rest = []
+        for name, parameter in model.named_parameters():
+            matrix = parameter.ndim > 1 and "embed" not in name.split(".")[-1]
+            (decay if matrix else rest).append(parameter)
+        groups = [dict(params=decay, weight_decay=cfg["weight_decay"]),
+                  dict(params=rest, weight_decay=0.0)]
+        return torch.optim.AdamW(groups, lr=peak, betas=cfg["betas"])
+    else:
+        raise ValueError(f"optimizer={cfg['optimizer']!r}: use 'sgd' or 'adamw'")
 
+
+def autocast(cfg):
+    """The context in which the network runs in the precision of the settings."""
+    device = torch.device(cfg["device"]).type
+    return torch.autocast(device, getattr(torch, cfg["dtype"]), enabled=cfg["dtype"] != "float32")
+
+
+# --------------------------------------------------- evaluate, predict
 
 @torch.no_grad()
-def evaluate(model, dataset, s, device, workers, rank=0, world=1):
+def evaluate(model, dataset, cfg):
     """
     Mean of softmax over the views of each video, each video once, whatever the batch and the
     processes -> {top1, top5, mean_class} in percent, {videos, bad}. An unreadable video counts as
@@ -118,218 +211,73 @@ def evaluate(model, dataset, s, device, workers, rank=0, world=1):
     transformer sums logits, where one view that is very sure outvotes the others.)
     """
     model.eval()
-    views = dataset.views[0] * dataset.views[1]
-    per_batch, mine = max(1, s["batch_size"] // views), range(rank, len(dataset), world)
+    clips, crops = dataset.views
+    views = clips * crops
+    scores = torch.zeros(len(dataset), len(dataset.classes), device=cfg["device"])
+    bad = torch.zeros(len(dataset), device=cfg["device"])
+
+    # This process takes every world-th video, a few at a time.
+    mine = range(cfg["rank"], len(dataset), cfg["world"])
+    per_batch = max(1, cfg["batch_size"] // views)
     batches = [[(0, i) for i in mine[k:k+per_batch]] for k in range(0, len(mine), per_batch)]
-    scores = torch.zeros(len(dataset), len(dataset.classes), device=device)
-    bad = torch.zeros(len(dataset), device=device)
-    for batch in D.loader(dataset, batches, workers, device):
-        x = D.to_device(batch, s, device)                            # (videos * views, 3, T, S, S)
-        with autocast(device, s["dtype"]):
-            logits = torch.cat([model(part).float() for part in x.split(s["batch_size"])])
+    for batch in loader(dataset, batches, cfg):
+        x = to_device(batch, cfg)  # (videos * views, 3, T, S, S)
+        with autocast(cfg):
+            logits = torch.cat([model(part).float() for part in x.split(cfg["batch_size"])])
         scores[batch["index"]] = logits.softmax(-1).unflatten(0, (-1, views)).mean(1)
         for i, reason in zip(batch["index"], batch["bad"]):
             if reason:
                 bad[i] = 1
                 print(f"counted as wrong: {reason}", file=sys.stderr)
-    if world > 1:                                                    # a row is one process's
+
+    # Each row was filled by one process: the sum collects them.
+    if cfg["world"] > 1:
         dist.all_reduce(scores)
         dist.all_reduce(bad)
     model.train()
-    scores, bad, labels = scores.cpu(), bad.cpu() > 0, torch.tensor(dataset.labels)
-    top = scores.topk(min(5, scores.shape[1])).indices               # (videos, 5)
-    good = ~bad & scores.isfinite().all(1)                           # nan is no answer
+    return accuracies(scores.cpu(), torch.tensor(dataset.labels), bad.cpu() > 0)
+
+
+def accuracies(scores, labels, bad):
+    """scores (videos, classes), labels (videos,), bad (videos,) bool -> the metrics of evaluate."""
+    top = scores.topk(min(5, scores.shape[1])).indices  # (videos, 5)
+    good = ~bad & scores.isfinite().all(1)  # nan is no answer
     hits = ((top == labels[:, None]) & good[:, None]).float()
     per_class = torch.stack([hits[labels == c, 0].mean() for c in labels.unique()])
     return dict(top1=100 * hits[:, 0].mean().item(), top5=100 * hits.sum(1).mean().item(),
                 mean_class=100 * per_class.mean().item(), videos=len(labels), bad=int(bad.sum()))
 
 
-def report(metrics, views):
-    return (f"{metrics['videos']} videos, {views} views: top-1 {metrics['top1']:.2f} %, top-5 "
-            f"{metrics['top5']:.2f} %, mean class accuracy {metrics['mean_class']:.2f} %"
-            + f", {metrics['bad']} unreadable counted as wrong" * (metrics["bad"] > 0))
-
-
-def mean_gates(model, dataset, s, device):
+@torch.no_grad()
+def mean_gates(model, dataset, cfg):
     """
     What the gates of a focal net do, over four clips: {'stage 1 gates': [level 1, .., L, global]}.
     A level that stays at 0, or a temporal branch whose gates all do, is not being used.
     """
-    if not any(name.endswith(".focal") for name, _ in model.named_modules()):
+    if cfg["mixer"] != "focal":
         return {}
-    chosen, maps, means = np.linspace(0, len(dataset) - 1, 4).astype(int), [], {}
+    chosen = np.linspace(0, len(dataset) - 1, 4).astype(int)
     batch = torch.utils.data.default_collate([dataset[0, i] for i in chosen])
+    maps = []
     model.eval()
-    with torch.no_grad(), autocast(device, s["dtype"]):
-        model(D.to_device(batch, s, device)[:4], maps)
+    with autocast(cfg):
+        model(to_device(batch, cfg)[:4], maps)
     model.train()
+
+    means = {}
     for number, stage in enumerate(maps, 1):
         for key in ("gates", "gates_temporal"):
-            if key in stage[0]:                                      # (B, T, H, W, L+1)
+            if key in stage[0]:
                 gates = torch.stack([block[key].float().mean((0, 1, 2, 3)) for block in stage])
-                means[f"stage {number} {key}"] = gates.mean(0).tolist()
+                means[f"stage {number} {key}"] = [finite(gate) for gate in gates.mean(0).tolist()]
     return means
 
 
-def train(model, sets, s, args, device, rank, world, resumed):
-    """
-    The loop. sets: 'train' and 'val', VideoSets; s: the settings; resumed: a checkpoint or None.
-    Returns the last metrics, or, stopped by a signal, its number.
-    """
-    data = sets["train"]
-    per_epoch = len(data) // (s["batch_size"] * world)               # batches of each process
-    if per_epoch == 0:
-        raise ValueError(f"{len(data)} training clips do not fill one batch of {s['batch_size']} "
-                         f"on each of {world} processes: lower --batch_size")
-    steps_per_epoch = -(-per_epoch // s["accumulate"])               # the last window may be shorter
-    steps = s["steps"] or round(s["epochs"] * steps_per_epoch)
-    warmup = round(s["warmup"] * steps)
-    global_batch = s["batch_size"] * s["accumulate"] * world
-    peak = s["peak_lr"] or s["lr"] * global_batch / s["lr_batch"]
-    first, last = s["warmup_lr"] * peak / s["lr"], s["min_lr"] * peak / s["lr"]
-    if s["optimizer"] == "sgd":
-        optimizer = torch.optim.SGD(model.parameters(), peak, s["momentum"], nesterov=True,
-                                    weight_decay=s["weight_decay"])
-    else:
-        optimizer = torch.optim.AdamW(model.parameters(), peak, s["betas"],
-                                      weight_decay=s["weight_decay"])
-    scaler = torch.amp.GradScaler(device.type, enabled=s["dtype"] == "float16")
-    step, best, log = 0, -1.0, {}
-    if resumed:
-        here = dict(global_batch=global_batch, steps_per_epoch=steps_per_epoch)
-        if resumed["shape"] != here:
-            raise ValueError(f"the checkpoint was made with {resumed['shape']}, this is {here}: to "
-                             "go on exactly, keep batch_size x accumulate x processes")
-        optimizer.load_state_dict(resumed["optimizer"])
-        scaler.load_state_dict(resumed["scaler"])
-        step, best, log = resumed["step"], resumed["best"], resumed["metrics"]
-    if rank == 0:
-        os.makedirs(args.out, exist_ok=True)
-        for name in ("last.pt", "best.pt", "log.jsonl") * (not resumed):
-            if os.path.exists(path := os.path.join(args.out, name)):
-                os.replace(path, path + ".old")                      # kept, until the next run
-    net = eval_net = torch.compile(model) if args.compile else model
-    if world > 1:
-        net = torch.nn.parallel.DistributedDataParallel(net)
-    if rank == 0:
-        print(f"{s['model']}: {sum(p.numel() for p in model.parameters()):,} parameters | "
-              f"{len(data)} clips to train on, {len(sets['val'])} to validate, "
-              f"{len(data.classes)} classes | {s['num_frames']} frames of {s['image_size']} x "
-              f"{s['image_size']} | {device}, {s['dtype']}\n{steps} steps of {global_batch} "
-              f"clips ({s['batch_size']} x {s['accumulate']} x {world} processes), "
-              f"{steps / steps_per_epoch:.3g} epochs, peak lr {peak:.3g}")
-
-    def save_as(name):
-        if rank == 0:
-            save(os.path.join(args.out, name), dict(
-                model=model.state_dict(), optimizer=optimizer.state_dict(),
-                scaler=scaler.state_dict(), step=step, epoch=step / steps_per_epoch, best=best,
-                metrics=log, settings=s, classes=data.classes,
-                shape=dict(global_batch=global_batch, steps_per_epoch=steps_per_epoch)))
-
-    def validate():
-        """One view of each validation video: completes `log`, writes its line, keeps the best."""
-        nonlocal best
-        log.update(evaluate(eval_net, sets["val"], s, device, args.workers, rank, world))
-        if rank == 0:
-            log.update(mean_gates(model, sets["val"], s, device))
-            with open(os.path.join(args.out, "log.jsonl"), "a") as file:
-                file.write(json.dumps(log) + "\n")
-        if log["top1"] > best:
-            best = log["top1"]
-            save_as("best.pt")
-        save_as("last.pt")
-
-    if log and "top1" not in log:                                    # killed while it validated
-        validate()
-    caught = []
-
-    def stop(number, frame):
-        caught.append(number)                                        # the loop ends after this step
-        signal.signal(number, signal.SIG_DFL)                        # a second one ends it at once
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    epoch, done = divmod(step, steps_per_epoch)
-    start, stop_before = epoch * per_epoch + done * s["accumulate"], math.ceil(
-        steps / steps_per_epoch) * per_epoch                         # numbers of batches
-    order = D.stream(len(data), s["batch_size"], s["seed"], start, stop_before, rank, world)
-    batches = iter(D.loader(data, order, args.workers, device))
-    bar = tqdm(total=steps, initial=step, unit="step", dynamic_ncols=True,
-               disable=True if rank > 0 else None)                   # None: only in a terminal
-    named, losses, norms, clips, waited, infinite = set(), [], [], 0, 0.0, 0
-    started = time.perf_counter()
-    while step < steps:
-        lr = lr_at(step, steps, warmup, peak, first, last)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        window = min(s["accumulate"], per_epoch - step % steps_per_epoch * s["accumulate"])
-        loss_sum = 0.0
-        for k in range(window):
-            asked = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - asked
-            for reason in set(batch["bad"]) - named - {""}:
-                named.add(reason)
-                bar.write(f"another clip stands in for {reason}")
-            rng = np.random.default_rng((s["seed"], step, k, rank))
-            torch.manual_seed(int(rng.integers(2**62)))              # drop path and dropout
-            x, targets = D.mix(D.to_device(batch, s, device), batch["label"].to(device),
-                               len(data.classes), rng, s["mixup"], s["cutmix"], s["switch"],
-                               s["smoothing"])
-            with net.no_sync() if world > 1 and k < window - 1 else contextlib.nullcontext():
-                with autocast(device, s["dtype"]):
-                    logits = net(x)
-                loss = F.cross_entropy(logits.float(), targets)      # - sum targets log softmax
-                scaler.scale(loss / window).backward()
-            loss_sum += loss.item() / window
-            clips += len(x) * world
-        scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), s["clip_grad"] or math.inf).item()
-        if math.isfinite(norm):
-            losses.append(loss_sum)
-            norms.append(norm)
-            scaler.step(optimizer)
-        else:
-            infinite += 1                                            # counted, shown; no step
-        scaler.update()
-        optimizer.zero_grad()
-        step += 1
-
-        seconds = time.perf_counter() - started
-        speed = (f"{clips / seconds:.0f} clips/s, {100 * waited / seconds:.0f} % waiting for data"
-                 + f", {infinite} steps with an infinite gradient left out" * (infinite > 0))
-        bar.set_postfix_str(f"loss {loss_sum:.3f}, lr {lr:.1e}, {speed}", refresh=False)
-        bar.update()
-        if step % steps_per_epoch == 0 or step == steps:
-            log = dict(epoch=step / steps_per_epoch, step=step, lr=lr,
-                       loss=float(np.mean(losses or [math.nan])),
-                       grad_norm=float(np.mean(norms or [math.nan])), clips_per_s=clips / seconds,
-                       waiting=waited / seconds, infinite=infinite, replaced=len(named))
-            save_as("last.pt")                                       # first: this may take long
-            validate()
-            if rank == 0:
-                bar.write(f"epoch {log['epoch']:.3g} | loss {log['loss']:.3f} | val top-1 "
-                          f"{log['top1']:.1f} % | top-5 {log['top5']:.1f} % | lr {lr:.1e} | "
-                          f"gradient {log['grad_norm']:.2f} | {speed}")
-            losses, norms, clips, waited, started = [], [], 0, 0.0, time.perf_counter()
-        if world > 1:                                                # all stop at the same step
-            flag = torch.tensor(max(caught, default=0), device=device)
-            dist.all_reduce(flag, dist.ReduceOp.MAX)
-            caught = [flag.item()] * (flag.item() > 0)
-        if caught:
-            save_as("last.pt")
-            break
-    bar.close()
-    for number, handler in before.items():
-        signal.signal(number, handler)
-    return caught[0] if caught else log
-
-
-def predict(model, files, classes, s, device):
-    """Prints the most probable classes of each file, preprocessed as in evaluation -> status"""
-    dataset = D.VideoSet(files, [0] * len(files), classes, s, s["num_frames"], s["image_size"],
-                         views=s["views"])
+@torch.no_grad()
+def predict(model, classes, cfg):
+    """Prints the most probable classes of each file, preprocessed as in evaluation -> exit status."""
+    files = cfg["predict"]
+    dataset = VideoSet(files, [0] * len(files), classes, cfg, views=cfg["views"])
     model.eval()
     status = 0
     for i, path in enumerate(files):
@@ -338,217 +286,805 @@ def predict(model, files, classes, s, device):
             print(f"error: {batch['bad'][0]}", file=sys.stderr)
             status = 1
             continue
-        with torch.no_grad(), autocast(device, s["dtype"]):
-            scores = model(D.to_device(batch, s, device)).float().softmax(-1).mean(0)
+        with autocast(cfg):
+            scores = model(to_device(batch, cfg)).float().softmax(-1).mean(0)
         print(path)
         for value, c in zip(*scores.topk(min(5, len(classes)))):
             print(f"  {100 * value:5.1f} %  {classes[c]}")
     return status
 
 
-def study(name, out):
-    """Asks the questions of a paper on the toy data: each row of STUDIES, from three seeds."""
-    command, rows = STUDIES[name]
-    print(f"python train.py {command}; val top-1, %\n| | seeds 0, 1, 2 | mean |\n|---|---|---|")
-    for row, changes in rows.items():
-        top1 = []
-        for seed in range(3):
-            folder = os.path.join(out, "study")
-            with contextlib.redirect_stdout(None):
-                run(command.split() + ["--seed", str(seed), "--out", folder]
-                    + ["--set", *changes.split()] * bool(changes))
-            with open(os.path.join(folder, "log.jsonl")) as file:
-                top1.append(json.loads(file.readlines()[-1])["top1"])
-        print(f"| {row} | {', '.join(f'{value:.1f}' for value in top1)} | {np.mean(top1):.1f} |",
-              flush=True)
+# --------------------------------------------------- saving, and going on
 
-
-# ----------------------------------------------------------------------------- the command line
-
-def parse(argv):
-    parser = argparse.ArgumentParser(description="Train, evaluate and use video networks.")
-    flag = parser.add_argument
-    flag("--data", help=f"toy, {', '.join(D.NAMED)}, a folder or a list file (default toy)")
-    flag("--root", help="where the videos are (default data/NAME)")
-    flag("--model", help=f"{', '.join(MODELS)} (default focal_toy for toy, else focal_t)")
-    flag("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE",
-         help="any argument of the model, any number of the recipe: --set drop_path=0.1 mixup=0")
-    flag("--init", metavar="FILE", help="weights: ours, released, or an image FocalNet's, inflated")
-    flag("--temporal_init", choices=("fresh", "identity"), default="fresh",
-         help="start of the temporal branch of an inflated network (default fresh, as released)")
-    flag("--resume", nargs="?", const="", metavar="FILE", help="go on exactly (OUT/last.pt)")
-    flag("--out", default="out", metavar="DIR", help="for last.pt, best.pt, log.jsonl (out)")
-    flag("--epochs", type=float, help="passes over the training data (default: the recipe's)")
-    flag("--steps", type=int, help="optimizer steps, in place of --epochs")
-    flag("--batch_size", type=int, help="clips per process and pass (default: the recipe's)")
-    flag("--accumulate", type=int, help="forward passes per optimizer step (default 1)")
-    flag("--optimizer", choices=("sgd", "adamw"), help="default: the recipe's")
-    flag("--lr", type=float, help="the peak itself (default: lr x global batch / lr_batch)")
-    flag("--image_size", type=int, help="side of a clip in pixels (default: the model's)")
-    flag("--num_frames", type=int, help="frames of a clip (default: the model's)")
-    flag("--workers", type=int, help="loader processes (default: 0 for toy, else one per CPU core)")
-    flag("--seed", type=int, help="of weights, order, augmentation and toy data (default 0)")
-    flag("--device", help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
-    flag("--dtype", choices=DTYPES, help="of autocast (default bfloat16 on cuda, float32 on cpu)")
-    flag("--compile", action="store_true", help="torch.compile the network (for GPUs)")
-    flag("--eval", action="store_true", help="evaluate --init on the validation videos")
-    flag("--views", metavar="CLIPSxCROPS", help="to evaluate with (recipe's; for --predict 1x1)")
-    flag("--predict", nargs="+", metavar="VIDEO", help="print the most probable classes of each")
-    flag("--study", choices=STUDIES, help="questions of the papers, asked on the toy data: a table")
-    return parser.parse_args(argv)
-
-
-def resolve(args, saved, device):
-    """
-    Command line over checkpoint (`saved`: its settings, or None) over recipe and preset -> one flat
-    dict of plain values, the settings. Raises ValueError for what is unknown or cannot work.
-    """
-    s = dict(saved or {})
-    data = args.data or s.get("data", "toy")
-    model = args.model or s.get("model", "focal_toy" if data == "toy" else "focal_t")
-    known = {key: p.default for key, p in inspect.signature(trunk_of(model)).parameters.items()}
-    known |= MODELS[model]
-    if not saved:                                                    # folders, lists: as k400
-        recipes = RECIPES[model.split("_")[0]]
-        s |= recipes.get(data, recipes["k400"])
-    s["data"] = data
-    if model != s.get("model"):
-        s |= dict(model=model, model_args={}, num_frames=known["num_frames"],
-                  image_size=known["image_size"])
-    s = dict(steps=None, peak_lr=None, seed=0,
-             dtype="bfloat16" if device.type == "cuda" else "float32") | s
-    s |= {key: value for key, value in dict(
-        epochs=args.epochs, steps=args.steps, batch_size=args.batch_size, peak_lr=args.lr,
-        accumulate=args.accumulate, optimizer=args.optimizer, image_size=args.image_size,
-        num_frames=args.num_frames, seed=args.seed, dtype=args.dtype, views=args.views,
-    ).items() if value is not None}
-    numbers = list(LVT_KINETICS | FOCAL)
-    for item in args.set:
-        key, _, value = item.partition("=")
-        with contextlib.suppress(ValueError, SyntaxError):           # what is no literal is a word
-            value = ast.literal_eval(value)
-        if key in numbers:
-            s[key] = value
-        elif key in known and key not in ("num_classes", "num_frames", "image_size"):
-            s["model_args"] = s["model_args"] | {key: value}
-        else:
-            raise ValueError(f"--set {item}: no such key. The model takes {', '.join(known)}; the "
-                             f"recipe has {', '.join(numbers)}")
-    for key in ("epochs", "batch_size", "accumulate", "lr", "lr_batch", "num_frames", "image_size",
-                "steps", "peak_lr"):
-        optional = key in ("steps", "peak_lr") and s[key] is None
-        if not optional and (not isinstance(s[key], (int, float)) or s[key] <= 0):
-            raise ValueError(f"{key}={s[key]}: must be a number above 0")
-    D.parse_views(s["views"])
-    with torch.device("meta"):                                       # free, and finds what cannot be
-        create_model(model, 10, s["num_frames"], s["image_size"], **s["model_args"])
-    return s
-
-
-def run(argv):
-    """One command, from its words to its exit status. `main` turns its errors into one line."""
-    args = parse(argv)
-    if args.study:
-        return study(args.study, args.out)
-    rank, world, local = (int(os.environ.get(key, value)) for key, value in
-                          (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-    if rank > 0:
-        sys.stdout = open(os.devnull, "w")                           # one voice
+def write_whole(path, content):
+    """Written beside and renamed: a reader sees the old file or the new one, never half of one."""
     try:
-        device = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except RuntimeError as error:
-        raise ValueError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {args.device}: this torch sees no GPU; leave the flag out")
-    if device.type == "cuda" and world > 1:
-        device = torch.device("cuda", local)
-        torch.cuda.set_device(device)
-    if (args.eval or args.predict) and not args.init:
-        raise ValueError("--eval and --predict need weights: --init FILE, as in --init out/best.pt")
-    resumed = None
-    if args.resume is not None:
-        path = args.resume or os.path.join(args.out, "last.pt")
-        resumed = read_checkpoint(path)
-        if "settings" not in resumed:
-            raise ValueError(f"--resume {path}: holds weights only, nothing to go on with; start "
-                             f"from it: --init {path}")
-    source = read_checkpoint(args.init) if args.init and not resumed else {}
-    use = args.eval or args.predict
-    saved = resumed["settings"] if resumed else source.get("settings") if use else None
-    s = resolve(args, saved, device)
-    if resumed:
-        differ = [f"{key} was {saved[key]}, is {s[key]}" for key in s
-                  if s[key] != saved.get(key) and key not in ("batch_size", "accumulate")]
-        if differ:
-            raise ValueError("--resume goes on exactly as before, but " + "; ".join(differ)
-                             + "\n  leave these flags out, or start from the weights with --init")
-    if args.workers is not None and args.workers < 0:
-        raise ValueError(f"--workers {args.workers}: must be 0 (load in this process) or more")
-    if args.workers is None:
-        args.workers = 0 if s["data"] == "toy" else os.cpu_count()
-    clip = s["num_frames"], s["image_size"]
+        with open(path + ".tmp", "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(path + ".tmp", path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.remove(path + ".tmp")
+        raise OSError(f"{path} could not be written, it needs {len(content) / 2**20:.1f} MiB: "
+                      f"{error.strerror}. What was there before is still there") from error
 
-    if args.predict:
-        classes = source.get("classes")
-        if classes is None:                                          # released: without names
-            classes = D.class_names(s["data"]) if s["data"] in D.NAMED else []
-            head = source.get("model", source).get("head.weight", ())
-            if len(classes) != len(head):
-                raise ValueError(f"{args.init} has {len(head)} classes and no names for them, "
-                                 f"--data {s['data']} has {len(classes)}: name the data set it was "
-                                 f"trained on, one of {', '.join(D.NAMED)}")
+
+def save(name, parts, state, cfg):
+    """
+    parts: {'model', 'optimizer', 'scaler'}, what has a state_dict; state: step, metrics and so on,
+    plain values. Weights that are not finite are not saved: the file keeps the last that were.
+    """
+    path = os.path.join(cfg["out"], name)
+    if cfg["rank"] > 0:
+        return
+    if not all(parameter.isfinite().all() for parameter in parts["model"].parameters()):
+        print(f"step {state['step']}: the weights are not finite, {path} was not written")
+        return
+    checkpoint = {part: value.state_dict() for part, value in parts.items()}
+    content = io.BytesIO()
+    torch.save(checkpoint | state | dict(settings=deciding(cfg)), content)
+    write_whole(path, content.getbuffer())
+
+
+def open_folder(cfg, state, resumed):
+    """
+    Makes --out ready, and locks it as long as this process lives: returns the lock, to be kept. An
+    older run's files become *.old; a resumed run's log loses the lines that come after its state.
+    """
+    out = cfg["out"]
+    os.makedirs(out, exist_ok=True)
+    lock = lock_folder(out)
+    for name in ("last.pt", "best.pt", "log.jsonl"):
+        path = os.path.join(out, name)
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path + ".tmp")  # of a run that was killed while it saved
+        if not resumed and os.path.exists(path):
+            os.replace(path, path + ".old")
+
+    # Killed between the line of an epoch and its checkpoint, the epoch is validated once more.
+    log = os.path.join(out, "log.jsonl")
+    if resumed and os.path.exists(log):
+        with open(log) as file:
+            lines = [line for line in file if line.endswith("\n")]
+        done = state["metrics"].get("step", 0) if "top1" in state["metrics"] else state["step"] - 1
+        kept = [line for line in lines if json.loads(line)["step"] <= done]
+        write_whole(log, "".join(kept).encode())
+    return lock
+
+
+def lock_folder(out):
+    """Raises ValueError if another run writes there. The lock goes with its process, however it ends."""
+    file = open(os.path.join(out, "lock"), "w")
+    if os.name == "posix":
+        import fcntl
+        try:
+            # lockf, not flock: the loader's workers would inherit that and outlive us with it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"another run is writing to {out}: give this one another --out"
+                             ) from error
+    return file
+
+
+def restore(saved, parts, state):
+    """Optimizer, scaler and state of a checkpoint; ValueError if its steps are not these steps."""
+    if saved["shape"] != state["shape"]:
+        raise ValueError(f"the checkpoint was made with {saved['shape']}, this is {state['shape']}: "
+                         "to go on exactly, keep batch_size x accumulate x processes")
+    for name in ("optimizer", "scaler"):
+        parts[name].load_state_dict(saved[name])
+    for key in ("step", "best", "metrics"):
+        state[key] = saved[key]
+
+
+# --------------------------------------------------- what the loop says, and what it hears
+
+def first_lines(model, sets, schedule, cfg):
+    """Printed once: the network, the data, the steps; the recipe, and what differs from it."""
+    family, recipe, base = base_settings(cfg["model"], cfg["data"])
+    changed = [f"{key} {shown(cfg[key])} (not {shown(value)})" for key, value in base.items()
+               if key in deciding(cfg) and cfg[key] != value and key not in ("data", "dtype")]
+    parameters = sum(p.numel() for p in model.parameters())
+    side = cfg["image_size"]
+    return (
+        f"{cfg['model']}: {parameters:,} parameters | {len(sets['train'])} clips to train on, "
+        f"{len(sets['val'])} to validate, {len(sets['val'].classes)} classes | "
+        f"{cfg['num_frames']} frames of {side} x {side} | {cfg['device']}, {cfg['dtype']}\n"
+        f"{schedule['steps']} steps of {schedule['clips_per_step']} clips ({cfg['batch_size']} x "
+        f"{cfg['accumulate']} x {cfg['world']} processes), "
+        f"{schedule['steps'] / schedule['steps_per_epoch']:.3g} epochs, "
+        f"peak lr {schedule['rates']['peak']:.3g}\n"
+        f"recipe: {family} on {recipe}" + "".join(f", {change}" for change in changed))
+
+
+def new_tally():
+    """What is counted from one epoch's end to the next."""
+    return dict(losses=[], norms=[], clips=0, waited=0.0, infinite=0, started=time.perf_counter())
+
+
+def count(tally, state, loss, norm, clips, waited):
+    """Adds a step to the tally, and moves the state on; an infinite gradient counts as such."""
+    tally["clips"] += clips
+    tally["waited"] += waited
+    if math.isfinite(norm):
+        tally["losses"].append(loss)
+        tally["norms"].append(norm)
+        state["streak"] = 0
     else:
-        splits = ["val"] if args.eval else ["train", "val"]
-        sets = D.open_data(s["data"], args.root or os.path.join("data", s["data"]), splits, s,
-                           *clip, s["seed"], s["views"] if args.eval else "1x1")
-        val, names = sets["val"], source.get("classes") if args.eval else None
-        if names and val.classes != names:                           # same names, another order
-            if not set(val.classes) <= set(names):
-                raise ValueError(f"{args.init} was not trained on the classes of {s['data']}: it "
-                                 f"does not know {sorted(set(val.classes) - set(names))[0]!r}")
-            val.labels = [names.index(val.classes[label]) for label in val.labels]
-            val.classes = names
-        classes = val.classes
-    torch.manual_seed(s["seed"])
-    model = create_model(s["model"], len(classes), *clip, **s["model_args"])
+        tally["infinite"] += 1
+        state["streak"] += 1
+    state["step"] += 1
+    state["epoch"] = state["step"] / state["shape"]["steps_per_epoch"]
+
+
+def sum_up(tally, state, lr, unreadable):
+    """The tally of an epoch as what the log keeps of it."""
+    seconds = time.perf_counter() - tally["started"]
+    return dict(epoch=state["epoch"], step=state["step"], lr=lr, loss=mean_of(tally["losses"]),
+                grad_norm=mean_of(tally["norms"]), clips_per_s=tally["clips"] / seconds,
+                waiting=tally["waited"] / seconds, infinite=tally["infinite"],
+                replaced=len(unreadable))
+
+
+def name_bad(batch, named, bar):
+    """Says once of each unreadable clip that another one stands in -> `named`, with the new ones."""
+    reasons = set(batch["bad"]) - named - {""}
+    for reason in sorted(reasons):
+        bar.write(f"another clip stands in for {reason}")
+    return named | reasons
+
+
+def speed_line(tally):
+    """'412 clips/s, 3 % waiting for data', and what has gone wrong."""
+    seconds = time.perf_counter() - tally["started"]
+    line = (f"{tally['clips'] / seconds:.0f} clips/s, "
+            f"{100 * tally['waited'] / seconds:.0f} % waiting for data")
+    if tally["infinite"]:
+        line += f", {tally['infinite']} steps with an infinite gradient left out"
+    return line
+
+
+def epoch_line(metrics, tally):
+    """One line for an epoch."""
+    loss = "-" if metrics["loss"] is None else f"{metrics['loss']:.3f}"
+    norm = "-" if metrics["grad_norm"] is None else f"{metrics['grad_norm']:.2f}"
+    return (f"epoch {metrics['epoch']:.3g} | loss {loss} | val top-1 {metrics['top1']:.1f} % | "
+            f"top-5 {metrics['top5']:.1f} % | lr {metrics['lr']:.1e} | gradient {norm} | "
+            + speed_line(tally))
+
+
+def final_line(metrics, views):
+    """What an evaluation found."""
+    line = (f"{metrics['videos']} videos, {views} views: top-1 {metrics['top1']:.2f} %, "
+            f"top-5 {metrics['top5']:.2f} %, mean class accuracy {metrics['mean_class']:.2f} %")
+    if metrics["bad"]:
+        line += f", {metrics['bad']} unreadable counted as wrong"
+    return line
+
+
+def finite(value):
+    """A number for the log, None for what is none: JSON knows no NaN."""
+    return value if math.isfinite(value) else None
+
+
+def mean_of(values):
+    return float(np.mean(values)) if values else None
+
+
+CAUGHT = []  # numbers of the signals that came
+
+
+def catch(number, frame):
+    """The loop ends after this step; a second signal ends it at once."""
+    CAUGHT.append(number)
+    signal.signal(number, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def catching_signals():
+    """Within, Ctrl-C and SIGTERM are noted in CAUGHT."""
+    CAUGHT.clear()
+    before = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def asked_to_stop(cfg):
+    """The number of the signal that came, 0 if none did; all processes get the same answer."""
+    number = max(CAUGHT, default=0)
+    if cfg["world"] == 1:
+        return number
+    flag = torch.tensor(number, device=cfg["device"])
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return flag.item()
+
+
+class Diverged(ValueError):
+    """Training that cannot go on."""
+
+
+def give_up(parts, state, cfg, lr, dataset, batches):
+    """After 20 infinite gradients in a row: saves what is finite, raises with the clips at hand."""
+    save("last.pt", parts, state, cfg)
+    clips = []
+    for batch in batches:
+        for i in batch["index"].tolist():
+            clips.append(f"clip {i}" if torch.is_tensor(dataset.clips) else str(dataset.clips[i]))
+    more = f" and {len(clips) - 4} more" if len(clips) > 4 else ""
+    raise Diverged(f"20 infinite gradients in a row, up to step {state['step']} at lr {lr:.1e}, with "
+                   f"{', '.join(clips[:4])}{more}: lower --lr (or look at these clips); "
+                   f"{cfg['out']}/last.pt has the last finite weights")
+
+
+# --------------------------------------------------- the loop
+
+def set_up(model, dataset, cfg, resumed):
+    """
+    -> schedule (steps and rates), parts (everything with a state_dict) and state (plain values):
+    what a checkpoint holds is parts, state and settings. With `resumed`, a checkpoint, as it was.
+    """
+    schedule = make_schedule(cfg, len(dataset))
+    optimizer = make_optimizer(model, cfg, schedule["rates"]["peak"])
+    scaler = torch.amp.GradScaler(torch.device(cfg["device"]).type,
+                                  enabled=cfg["dtype"] == "float16")
+    parts = dict(model=model, optimizer=optimizer, scaler=scaler)
+    shape = {key: schedule[key] for key in ("clips_per_step", "steps_per_epoch")}
+    state = dict(step=0, epoch=0.0, streak=0, best=-1.0, metrics={}, classes=dataset.classes,
+                 shape=shape)
+    if resumed:
+        restore(resumed, parts, state)
+    return schedule, parts, state
+
+
+def inputs(batch, step, k, num_classes, cfg):
+    """Micro-batch k of a step on the device -> x (B, 3, T, S, S), targets (B, num_classes)."""
+    rng = numbers(STEP, cfg["seed"], step, k, cfg["rank"])
+    torch.manual_seed(torch_seed(rng))  # for drop path and dropout, too
+    labels = batch["label"].to(cfg["device"])
+    return mix(to_device(batch, cfg), labels, num_classes, rng, mixup=cfg["mixup"],
+               cutmix=cfg["cutmix"], switch=cfg["switch"], smoothing=cfg["smoothing"])
+
+
+def finish_epoch(net, parts, state, dataset, cfg):
+    """Validates with one view of each video, writes the log's line, keeps the best and the last."""
+    metrics = state["metrics"]
+    metrics |= evaluate(net, dataset, cfg)
+    if cfg["rank"] == 0:
+        metrics |= mean_gates(parts["model"], dataset, cfg)
+        with open(os.path.join(cfg["out"], "log.jsonl"), "a") as file:
+            file.write(json.dumps(metrics, allow_nan=False) + "\n")
+    if metrics["top1"] > state["best"]:
+        state["best"] = metrics["top1"]
+        save("best.pt", parts, state, cfg)
+    save("last.pt", parts, state, cfg)
+
+
+def timed(items):
+    """Yields each item with the seconds that it took to come."""
+    items = iter(items)
+    while True:
+        asked = time.perf_counter()
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        yield item, time.perf_counter() - asked
+
+
+def train(model, sets, cfg, resumed=None):
+    """
+    Trains to the end, or until somebody asks to stop. sets: 'train' and 'val', VideoSets; cfg: all
+    settings; resumed: a checkpoint to go on with, or None. Returns the number of the signal that
+    stopped it, 0 if none did, and the metrics of the last epoch.
+    """
+    schedule, parts, state = set_up(model, sets["train"], cfg, resumed)
+    if cfg["rank"] == 0:
+        lock = open_folder(cfg, state, resumed)  # held as long as this variable lives
+        print(first_lines(model, sets, schedule, cfg))
+
+    # Training runs in a wrapper that shares gradients between processes; validation does not need
+    # it, as each process has videos of its own.
+    eval_net = torch.compile(model) if cfg["compile"] else model
+    net = DistributedDataParallel(eval_net) if cfg["world"] > 1 else eval_net
+
+    # Killed while it validated: the weights are those of the epoch's end, only its line is missing.
+    if state["metrics"] and "top1" not in state["metrics"]:
+        finish_epoch(eval_net, parts, state, sets["val"], cfg)
+
+    bar = tqdm(total=schedule["steps"], initial=state["step"], unit="step", dynamic_ncols=True,
+               disable=None if cfg["rank"] == 0 else True)  # None: only in a terminal
+    with catching_signals(), bar:
+        stopped = loop(net, eval_net, sets, schedule, parts, state, cfg, bar)
+    return stopped, state["metrics"]
+
+
+def loop(net, eval_net, sets, schedule, parts, state, cfg, bar):
+    """The loop itself, from state["step"] to the last step, or to a signal: returns its number."""
+    optimizer = parts["optimizer"]
+    scaler = parts["scaler"]
+    tally = new_tally()
+    unreadable = set()  # reasons that have been printed
+    steps = stream(sets["train"], cfg, state["step"], schedule["steps"])
+    for batches, waited in timed(steps):
+        # Set the learning rate.
+        lr = lr_at(state["step"], **schedule["rates"])
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+        # Forward and backward over the micro-batches: their gradients add up. Several processes
+        # share them once, with the last one.
+        loss = 0.0
+        clips = 0
+        for k, batch in enumerate(batches):
+            unreadable = name_bad(batch, unreadable, bar)
+            x, targets = inputs(batch, state["step"], k, len(state["classes"]), cfg)
+            share = cfg["world"] == 1 or k == len(batches) - 1
+            with contextlib.nullcontext() if share else net.no_sync():
+                with autocast(cfg):
+                    logits = net(x)  # (B, num_classes)
+                part = F.cross_entropy(logits.float(), targets) / len(batches)
+                scaler.scale(part).backward()
+            loss += part.item()
+            clips += len(x) * cfg["world"]
+
+        # Clip the gradient and step, unless it is not finite: then only count it.
+        scaler.unscale_(optimizer)
+        limit = cfg["clip_grad"] or math.inf
+        norm = torch.nn.utils.clip_grad_norm_(parts["model"].parameters(), limit).item()
+        if math.isfinite(norm):
+            scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        count(tally, state, loss=loss, norm=norm, clips=clips, waited=waited)
+        if state["streak"] == 20:
+            give_up(parts, state, cfg, lr, sets["train"], batches)
+
+        # Show progress.
+        bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}, {speed_line(tally)}", refresh=False)
+        bar.update()
+
+        # At the end of an epoch: save (validation may take long), validate, log, save.
+        if state["step"] % schedule["steps_per_epoch"] == 0 or state["step"] == schedule["steps"]:
+            state["metrics"] = sum_up(tally, state, lr, unreadable)
+            save("last.pt", parts, state, cfg)
+            finish_epoch(eval_net, parts, state, sets["val"], cfg)
+            bar.write(epoch_line(state["metrics"], tally))
+            tally = new_tally()
+
+        # Stop if somebody asked.
+        stopped = asked_to_stop(cfg)
+        if stopped:
+            save("last.pt", parts, state, cfg)
+            return stopped
+    return 0
+
+
+# --------------------------------------------------- the command line: flags -> settings
+
+def parse(words):
+    """['--lr', '0.1', '--eval'] -> {'lr': ['0.1'], 'eval': []}; --lr=0.1 is the same."""
+    flags = {}
+    for word in words:
+        if word.startswith("--"):
+            name, equals, text = word[2:].partition("=")
+            flags[name] = [text] if equals else []
+        elif flags:
+            flags[name].append(word)
+        else:
+            raise ValueError(f"{word!r}: write --name value, as in --lr 0.1; --help lists all")
+    return flags
+
+
+def shown(value):
+    """As it would be written on the command line: (2, 2) -> '2,2'."""
+    if isinstance(value, (tuple, list)):
+        return ",".join(shown(part) for part in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def number(name, text, kind):
+    """'3' -> 3 for int, 3.0 for float; ValueError for what is no number, nan or infinite."""
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        rule = "a whole number" if kind is int else "a number"
+        raise ValueError(f"--{name} {text}: must be {rule}")
+    return value
+
+
+def value_of(name, texts, default, allowed):
+    """The words after a flag as a value of the default's type; ValueError with what is allowed."""
+    # Some flags mean something without a value, two take several.
+    if isinstance(default, bool) and not texts:
+        return True
+    if name == "resume" and not texts:
+        return "last"
+    if default == () and texts:
+        return tuple(texts)
+    if len(texts) != 1:
+        raise ValueError(f"--{name} {' '.join(texts)}: takes one value, as in "
+                         f"--{name} {shown(default) or 'NAME'}")
+    text = texts[0]
+
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"--{name} {text}: must be True or False")
+        return text.lower() == "true"
+    elif isinstance(default, str):
+        if allowed and text not in allowed:
+            near = difflib.get_close_matches(text, allowed, 1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"--{name} {text}: must be one of {', '.join(allowed)}{hint}")
+        return text
+    elif isinstance(default, tuple) or "," in text:
+        kind = type(default[0]) if isinstance(default, tuple) else type(default)
+        value = tuple(number(name, part, kind) for part in text.rstrip(",").split(","))
+        if "," not in text or allowed and len(value) != len(default):
+            many = len(default) if allowed else "one or more"
+            raise ValueError(f"--{name} {text}: must be {many} numbers with commas, as in "
+                             f"{shown(default)}")
+    else:
+        value = number(name, text, type(default))
+
+    # Numbers have a lowest and a highest value; the model checks its arguments itself.
+    for part in value if isinstance(value, tuple) else (value,):
+        if allowed and not allowed[0] <= part <= allowed[1]:
+            raise ValueError(f"--{name} {text}: must be from {shown(allowed[0])} "
+                             f"to {shown(allowed[1])}")
+    return value
+
+
+def base_settings(model, data):
+    """-> family, the recipe's data set, and all settings before any flag: defaults, then recipe."""
+    own = {name: value for name, value in arguments(model).items() if name != "num_classes"}
+    family = model.split("_")[0]
+    recipe = data if data in RECIPES[family] else "k400"
+    base = {name: default for name, (default, _, _) in (RUN | LEARNING | CLIPS).items()}
+    return family, recipe, base | own | RECIPES[family][recipe] | dict(model=model, data=data)
+
+
+def deciding(cfg):
+    """The settings that decide the result: all but RUN's. A checkpoint keeps these."""
+    names = LEARNING.keys() | CLIPS.keys() | arguments(cfg["model"]).keys() - {"num_classes"}
+    return {name: value for name, value in cfg.items() if name in names}
+
+
+def resolve(flags, saved=None):
+    """
+    Defaults < recipe of model and data set < `saved`, a checkpoint's settings < flags -> cfg, one
+    flat dict. Raises ValueError, before any work, for what is unknown, mistyped, or cannot work.
+    """
+    # The settings that every model has come first: they say which model it is.
+    common = RUN | LEARNING | CLIPS
+    given = {name: value_of(name, texts, *common[name][:2])
+             for name, texts in flags.items() if name in common}
+    data = given.get("data") or (saved or {}).get("data") or "toy"
+    usual = "focal_toy" if data == "toy" else "focal_t"
+    model = given.get("model") or (saved or {}).get("model") or usual
+    if saved and model != saved.get("model", model):
+        raise ValueError(f"--model {model}: the checkpoint is of {saved['model']}; leave it out")
+    _, _, cfg = base_settings(model, data)
+
+    # The rest are the model's own arguments.
+    for name, texts in flags.items():
+        if name not in cfg:
+            near = difflib.get_close_matches(name.replace("-", "_"), cfg, 1)
+            hint = f"did you mean --{near[0]}?" if near else f"--help --model {model} lists all"
+            raise ValueError(f"--{name}: no such setting for {model}; {hint}")
+        if name not in common:
+            given[name] = value_of(name, texts, cfg[name], None)
+
+    if saved:
+        cfg |= known_settings(saved, cfg)
+    cfg |= given
+    check(cfg)
+    return cfg
+
+
+def known_settings(saved, cfg):
+    """A checkpoint's settings; those of another version are named, and refused or made up for."""
+    unknown = sorted(saved.keys() - deciding(cfg).keys())
+    if unknown:
+        raise ValueError(f"the checkpoint has settings that this version does not know: "
+                         f"{', '.join(unknown)}; start from its weights: --init FILE with --model "
+                         "and --data")
+    missing = sorted(deciding(cfg).keys() - saved.keys())
+    if missing:
+        print("not in the checkpoint, taken from the defaults: "
+              + ", ".join(f"{name} {shown(cfg[name])}" for name in missing))
+    return saved
+
+
+def check(cfg):
+    """Raises ValueError for settings that are fine alone and cannot work, before any work."""
+    parse_views(cfg["views"])
+    if os.path.exists(cfg["out"]) and not os.path.isdir(cfg["out"]):
+        raise ValueError(f"--out {cfg['out']}: is a file, a folder is needed")
+    if cfg["crop_range"][0] > cfg["crop_range"][1]:
+        raise ValueError(f"--crop_range {shown(cfg['crop_range'])}: must be the lower number first")
+
+    # On the meta device a network costs nothing, and says what it cannot be.
+    changed = {name: cfg[name] for name, value in arguments(cfg["model"]).items()
+               if name in cfg and cfg[name] != value}
+    with torch.device("meta"):
+        create_model(cfg["model"], **changed)
+
+
+def where_to_run(cfg):
+    """Device, processes and precision of this run -> the settings with them."""
+    world = int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun, as are the next two
+    rank = int(os.environ.get("RANK", 0))
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    name = cfg["device"]
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {name}: this torch sees no GPU; leave the flag out")
+    if device.type == "cuda" and world > 1:
+        name = f"cuda:{local}"
+        torch.cuda.set_device(local)
+
+    dtype = cfg["dtype"]
+    if dtype == "auto":
+        dtype = "bfloat16" if device.type == "cuda" else "float32"
+    if dtype == "float16" and device.type == "cpu":
+        print("warning: float16 works on a CPU, but is several times slower than float32")
+    workers = cfg["workers"]
+    if workers == -1:
+        workers = 0 if cfg["data"] == "toy" else os.cpu_count()
+    return cfg | dict(device=name, world=world, rank=rank, dtype=dtype, workers=workers)
+
+
+def show_help(flags):
+    """Every setting with its default, its range and its meaning; with --model, its arguments."""
+    chosen = {name: value_of(name, flags[name], *LEARNING[name][:2])
+              for name in ("model", "data") if name in flags}
+    data = chosen.get("data", "toy")
+    model = chosen.get("model", "focal_toy" if data == "toy" else "focal_t")
+    family, recipe, base = base_settings(model, data)
+    print(f"{__doc__}\nDefaults are those of --model {model} --data {data}, with the recipe {family} "
+          f"on {recipe}.")
+    for title, table in (("Where and how to run", RUN), ("How a network learns", LEARNING),
+                         ("How a clip is cut and coloured", CLIPS)):
+        print(f"\n{title}:")
+        for name, (default, allowed, meaning) in table.items():
+            if allowed and isinstance(default, str):
+                meaning += f" ({', '.join(allowed)})"
+            elif allowed:
+                meaning += f" ({shown(float(allowed[0]))} to {shown(float(allowed[1]))})"
+            print(f"  --{name} {shown(base[name])}".ljust(36) + meaning)
+
+    # The model's own arguments: what they mean stands in its class.
+    print(f"\nArguments of {model}:")
+    for name, value in arguments(model).items():
+        if name != "num_classes":  # the data's
+            print(f"  --{name} {shown(value)}")
+    print("\n" + inspect.getdoc(MODELS[model]["trunk"]))
+    if "model" not in flags:
+        print(f"\n--help --model NAME shows those of another one: {', '.join(MODELS)}")
+
+
+# --------------------------------------------------- the command line: data and model
+
+def open_sets(cfg, names):
+    """The data sets that this run needs; labels are indices into `names`, a checkpoint's classes."""
+    if not cfg["eval"]:
+        return open_data(cfg, ["train", "val"])
+    sets = open_data(cfg, ["val"], cfg["views"])
+    val = sets["val"]
+    if names and val.classes != names:
+        unknown = sorted(set(val.classes) - set(names))
+        if unknown:
+            raise ValueError(f"{cfg['init']} was not trained on the classes of {cfg['data']}: it "
+                             f"does not know {unknown[0]!r}")
+        # The same names in another order, or only some of them.
+        val.labels = [names.index(val.classes[label]) for label in val.labels]
+        val.classes = names
+    return sets
+
+
+def classes_of(checkpoint, cfg):
+    """The class names of a checkpoint; released ones carry none: those of the data set."""
+    if "classes" in checkpoint:
+        return checkpoint["classes"]
+    classes = class_names(cfg["data"]) if cfg["data"] in NAMED else []
+    head = checkpoint.get("model", checkpoint).get("head.weight", ())
+    if len(classes) != len(head):
+        raise ValueError(f"{cfg['init']} has {len(head)} classes and no names for them, "
+                         f"--data {cfg['data']} has {len(classes)}: name the data set it was "
+                         f"trained on, one of {', '.join(NAMED)}")
+    return classes
+
+
+def build_model(cfg, classes, resumed, initial):
+    """The network with the weights it starts from: resumed's, those of --init, or fresh ones."""
+    torch.manual_seed(torch_seed(numbers(WEIGHTS, cfg["seed"])))
+    changed = {name: cfg[name] for name, value in arguments(cfg["model"]).items()
+               if name in cfg and cfg[name] != value}
+    model = create_model(cfg["model"], num_classes=len(classes), **changed)
     if resumed:
         model.load_state_dict(resumed["model"])
-    elif source:
-        if load_weights(model, args.init, args.temporal_init)["left_over"] and use:
-            raise ValueError(f"{args.init} was not trained on the {len(classes)} classes of "
-                             f"{s['data']}: its head does not fit")
-    elif "scratch" not in (s["model_args"].get("init"), MODELS[s["model"]].get("init")):
-        print(f"warning: {s['model']} starts as released, for image weights, and does not learn "
-              "from nothing: add --init WEIGHTS (focalnet_tiny_srf.pth) or --set init=scratch")
-    model.to(device)
-    if args.predict:
-        return predict(model, args.predict, classes, s | dict(views=args.views or "1x1"), device)
+    elif initial:
+        done = load_weights(model, cfg["init"], cfg["temporal_init"])
+        if done["left_over"] and (cfg["eval"] or cfg["predict"]):
+            raise ValueError(f"{cfg['init']} was not trained on the {len(classes)} classes of "
+                             f"{cfg['data']}: its head does not fit")
+    elif cfg["weight_init"] == "released":
+        print(f"warning: {cfg['model']} starts as released, for image weights, and does not learn "
+              "from nothing: add --init WEIGHTS (focalnet_tiny_srf.pth) or --weight_init scratch")
+    return model.to(cfg["device"])
 
-    if world > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    if args.eval:
-        metrics = evaluate(model, sets["val"], s, device, args.workers, rank, world)
+
+# --------------------------------------------------- sweeps, and main
+
+def sweep(flags):
+    """
+    Asks a question in rows: each argument of --sweep changes the settings of the command line, for
+    `seeds` seeds. Prints a markdown table as it grows, and writes it to OUT/sweep.md.
+    """
+    cfg = resolve(flags)
+    rows = [parse(f"--{change}" for change in row.split()) for row in cfg["sweep"]]
+    base = {name: texts for name, texts in flags.items() if name not in ("sweep", "seeds", "seed")}
+    for row in rows:
+        resolve(base | row)  # every mistake is found before the first run
+
+    os.makedirs(cfg["out"], exist_ok=True)
+    command = " ".join(f"--{name} {' '.join(texts)}" for name, texts in base.items())
+    seeds = range(cfg["seed"], cfg["seed"] + cfg["seeds"])
+    with open(os.path.join(cfg["out"], "sweep.md"), "w") as file:
+        def say(line):
+            print(line, flush=True)
+            print(line, file=file, flush=True)
+        say(f"python train.py {command}; val top-1 in percent, last weights\n")
+        say(f"| change | seeds {', '.join(map(str, seeds))} | mean | spread | parameters | GFLOPs "
+            "| clips/s |\n|---|---|---|---|---|---|---|")
+        for text, row in zip(cfg["sweep"], rows):
+            runs = []
+            for seed in seeds:
+                own = dict(seed=[str(seed)], out=[os.path.join(cfg["out"], "sweep")])
+                runs.append(one_run(base | row | own))
+                if isinstance(runs[-1], int):
+                    return runs[-1]  # somebody asked to stop
+            say(table_row(text, runs))
+    return 0
+
+
+def one_run(flags):
+    """Trains -> {top1, clips_per_s, parameters, macs}, top1 nan if it diverged; a signal's number."""
+    words = [word for name, texts in flags.items() for word in (f"--{name}", *texts)]
+    with contextlib.redirect_stdout(None):
+        try:
+            status = run(words)
+        except Diverged:
+            return dict(top1=math.nan, clips_per_s=math.nan, parameters=0, macs=0)
+    if status:
+        return status
+
+    # The rest stands in the run's folder.
+    out = flags["out"][0]
+    checkpoint = read_checkpoint(os.path.join(out, "last.pt"))
+    with open(os.path.join(out, "log.jsonl")) as file:
+        speeds = [json.loads(line)["clips_per_s"] for line in file]
+    cfg = checkpoint["settings"]
+    known = {name: cfg[name] for name, value in arguments(cfg["model"]).items()
+             if name in cfg and cfg[name] != value}
+    with torch.device("meta"):
+        model = create_model(cfg["model"], len(checkpoint["classes"]), **known)
+    return dict(top1=checkpoint["metrics"]["top1"], clips_per_s=float(np.mean(speeds)),
+                parameters=sum(p.numel() for p in model.parameters()), macs=count_macs(model))
+
+
+def table_row(text, runs):
+    """A row of the sweep's table: its change, top-1 of each seed, mean, spread, and what it costs."""
+    top1 = [one["top1"] for one in runs]
+    seeds = ", ".join("diverged" if math.isnan(value) else f"{value:.1f}" for value in top1)
+    speed = np.mean([one["clips_per_s"] for one in runs])
+    return (f"| {text or '(none)'} | {seeds} | {np.mean(top1):.1f} | {max(top1) - min(top1):.1f} | "
+            f"{runs[0]['parameters']:,} | {runs[0]['macs'] / 1e9:.3f} | {speed:.0f} |")
+
+
+def read_start(cfg):
+    """-> the checkpoint to go on with, and the one to start from; {} for none."""
+    if (cfg["eval"] or cfg["predict"]) and not cfg["init"]:
+        raise ValueError("--eval and --predict need weights: --init FILE, as in --init out/best.pt")
+    if not cfg["resume"]:
+        return {}, read_checkpoint(cfg["init"]) if cfg["init"] else {}
+    path = cfg["resume"]
+    if path == "last":
+        path = os.path.join(cfg["out"], "last.pt")
+    resumed = read_checkpoint(path)
+    if "settings" not in resumed:
+        raise ValueError(f"--resume {path}: holds weights only, nothing to go on with; start from "
+                         f"it: --init {path}")
+    return resumed, {}
+
+
+def refuse_changes(cfg, saved):
+    """Raises ValueError if flags would make a resumed run another one."""
+    changed = [f"{name} was {shown(value)}, is {shown(cfg[name])}" for name, value in saved.items()
+               if cfg[name] != value and name not in ("batch_size", "accumulate")]
+    if changed:
+        raise ValueError("--resume goes on exactly as before, but " + "; ".join(changed)
+                         + "\n  leave these flags out, or start from the weights with --init")
+
+
+def run(words):
+    """One command, from its words to its exit status. `main` turns its errors into one line."""
+    flags = parse(words)
+    if "help" in flags:
+        return show_help(flags)
+    if "sweep" in flags:
+        return sweep(flags)
+
+    # Weights come with settings: to go on, to evaluate and to predict with.
+    early = {name: value_of(name, texts, *RUN[name][:2]) for name, texts in flags.items()
+             if name in RUN}
+    start = {name: default for name, (default, _, _) in RUN.items()} | early
+    resumed, initial = read_start(start)
+    saved = resumed.get("settings")
+    if start["eval"] or start["predict"]:
+        saved = initial.get("settings")
+    cfg = where_to_run(resolve(flags, saved))
+    if resumed:
+        refuse_changes(cfg, saved)
+    if cfg["rank"] > 0:
+        sys.stdout = open(os.devnull, "w")  # only rank 0 prints
+
+    if cfg["predict"]:
+        if "views" not in flags:
+            cfg["views"] = "1x1"
+        classes = classes_of(initial, cfg)
+        return predict(build_model(cfg, classes, resumed, initial), classes, cfg)
+
+    # Data, model, processes; then training or not.
+    sets = open_sets(cfg, initial.get("classes"))
+    model = build_model(cfg, sets["val"].classes, resumed, initial)
+    if cfg["world"] > 1:
+        dist.init_process_group("nccl" if cfg["device"].startswith("cuda") else "gloo")
+    if cfg["eval"]:
+        metrics = evaluate(model, sets["val"], cfg)
     else:
-        metrics = train(model, sets, s, args, device, rank, world, resumed)
-        if isinstance(metrics, int):
-            print(f"\nstopped by {signal.Signals(metrics).name}; saved {args.out}/last.pt, go on "
+        stopped, metrics = train(model, sets, cfg, resumed)
+        if stopped:
+            print(f"\nstopped by {signal.Signals(stopped).name}; saved {cfg['out']}/last.pt, go on "
                   "with --resume")
-            return 128 + metrics
-        if s["views"] != "1x1":                                      # as the papers test: last weights
-            test = D.VideoSet(val.clips, val.labels, classes, s, *clip, views=s["views"])
-            metrics = evaluate(model, test, s, device, args.workers, rank, world)
-    if rank == 0:
-        print(report(metrics, s["views"]))
-    if world > 1:
+            return 128 + stopped
+        if cfg["views"] != "1x1":  # as the papers test: the last weights, several views
+            val = sets["val"]
+            test = VideoSet(val.clips, val.labels, val.classes, cfg, views=cfg["views"])
+            metrics = evaluate(model, test, cfg)
+    print(final_line(metrics, cfg["views"]))
+    if cfg["world"] > 1:
         dist.destroy_process_group()
     return 0
 
 
-def main(argv=None):
+def main(words=None):
+    """The command line: exit status 0, or 1 with one line that says what is wrong."""
     try:
-        sys.exit(run(argv))
-    except (ValueError, FileNotFoundError, D.BadVideo) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(run(sys.argv[1:] if words is None else words))
+    except (ValueError, OSError, BadVideo) as error:
+        # A loader's process sends its traceback along: the last line is the message.
+        message = str(error)
+        if "Original Traceback" in message:
+            message = message.strip().splitlines()[-1].partition(": ")[2]
+        sys.exit(f"error: {message}")
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        sys.exit(f"error: a process that loads data was killed ({str(error).splitlines()[0]}): out "
+                 "of memory? try fewer --workers. What was saved is still there: --resume")
     except KeyboardInterrupt:
         sys.exit(130)
 
