@@ -55,6 +55,7 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, in_dim, dim, kernel, stride, padding=0, tubelet=1):
         super().__init__()
+        # A tubelet of frames becomes one: then the convolution is 3-d.
         if tubelet == 1:
             self.proj = nn.Conv2d(in_dim, dim, kernel, stride, padding)
         else:
@@ -96,9 +97,11 @@ def drop_path(y, rate, per_frame):
     else 0, drawn for each clip, or for each frame of each clip. The mean stays y, so that
     evaluation needs no factor. Source: arXiv:1603.09382.
     """
+    # The rest of the shape is one: a branch is left out for all tokens and channels alike.
     B, T = y.shape[:2]
     draw = torch.rand(B, T if per_frame else 1, 1, 1, 1, device=y.device)
-    return y * (draw >= rate) / (1 - rate)
+    kept = draw >= rate
+    return y * kept / (1 - rate)
 
 
 class Block(nn.Module):
@@ -122,7 +125,8 @@ class Block(nn.Module):
         self.per_frame = per_frame
         self.postln = postln
 
-        # Each branch has a norm, and maybe a layer scale, of its own.
+        # Each branch has a norm, and maybe a layer scale, of its own: without layer scale there is
+        # no parameter for it.
         self.norms = nn.ModuleList(nn.LayerNorm(dim, eps) for _ in mixers)
         self.mixers = nn.ModuleList(mixers)
         self.norm2 = nn.LayerNorm(dim, eps)
@@ -146,6 +150,7 @@ class Block(nn.Module):
 
     def forward(self, x, maps=None):
         """x: (B, T, H, W, dim) -> same. `maps`: a list that receives what each mixer shows."""
+        # The mixers, one after the other: tokens exchange what they know.
         for mixer, norm, gamma in zip(self.mixers, self.norms, self.gammas):
             y = x if self.postln else norm(x)
             if maps is None:
@@ -155,6 +160,7 @@ class Block(nn.Module):
                 maps.append(shown)
             x = x + self.scaled(y, norm, gamma)
 
+        # The MLP: each token on its own.
         y = self.mlp(x if self.postln else self.norm2(x))
         return x + self.scaled(y, self.norm2, self.gamma_2)
 
@@ -175,11 +181,15 @@ def attention_mixers(dim, pattern, temporal_shift, spatial_shift, **options):
     'space' with the temporal shift alone is XViT's window of three frames (arXiv:2106.05968).
     Raises ValueError for an unknown word, and for a shift that no word takes.
     """
+    # The words have to be known.
     words = pattern.split("+")
     for word in words:
         if word not in AXES:
             raise ValueError(f"pattern={pattern!r}: a word of {', '.join(AXES)}, "
                              "or several joined by +, as in time+space")
+
+    # Crossed: what a word does not see of time or of space, its shift brings. A shift that no word
+    # takes would be dropped without a word, so it raises.
     sees_time = {word: {0, 1} <= set(AXES[word]) and word != "joint" for word in words}
     sees_space = {word: {2, 3, 4, 5} <= set(AXES[word]) and word != "joint" for word in words}
     if temporal_shift and all(sees_time.values()):
@@ -232,6 +242,8 @@ class Pyramid(nn.Module):
                  design="parallel", fusion="multiply", weight_init="released", mixer="focal",
                  kernel="relu", pattern="time+space", window=(1, 1, 1), heads=3):
         super().__init__()
+        # Sizes, and what goes together. The strides of the stem and of all steps down have to divide
+        # the image, so that no token is cut.
         check_stem(patch, tubelet, conv_embed)
         stages = len(depths)
         levels = per_stage("levels", levels, stages)
@@ -243,13 +255,14 @@ class Pyramid(nn.Module):
         self.stride = patch * 2**(stages - 1)
         self.check(num_frames, image_size, image_size)
 
-        # The stem: pixels -> tokens.
+        # The stem: pixels -> tokens. With conv_embed neighbouring tokens share pixels.
         if conv_embed:
             self.patch_embed = PatchEmbed(3, dim, kernel=7, stride=4, padding=2)
         else:
             self.patch_embed = PatchEmbed(3, dim, kernel=patch, stride=patch, tubelet=tubelet)
 
-        # The stages, each followed by a step down to half the side and twice the channels.
+        # The stages, each followed by a step down to half the side and twice the channels. All have
+        # the same kind of mixer; heads double with the channels, so that their width stays.
         rates = drop_path_rates(drop_path, sum(depths))
         self.layers = nn.ModuleList()
         for s in range(stages):
@@ -277,13 +290,14 @@ class Pyramid(nn.Module):
                 self.layers[s]["downsample"] = PatchEmbed(
                     c, 2*c, kernel=3 if conv_embed else 2, stride=2, padding=int(conv_embed))
 
-        # The end: norm, mean (in forward), scores.
+        # The end: norm, mean (in forward), scores. Without classes the feature is the output.
         self.norm = nn.LayerNorm(c)
         self.head = nn.Linear(c, num_classes) if num_classes else nn.Identity()
         init_weights(self, weight_init)
 
     def check(self, T, H, W):
         """Raises ValueError for a clip that the strides do not divide, and names the nearest."""
+        # Along time only the tubelet has a stride.
         if T < 1 or T % self.tubelet:
             raise ValueError(f"{T} frames: this network takes multiples of {self.tubelet}, "
                              "its tubelet")
@@ -300,6 +314,7 @@ class Pyramid(nn.Module):
         x = clip.permute(0, 2, 3, 4, 1)  # channels-last
         x = self.patch_embed(x)  # (B, T', H/4, W/4, dim)
 
+        # Stage by stage; `shown` has what its mixers show.
         for stage in self.layers:
             shown = None if maps is None else []
             for block in stage["blocks"]:
@@ -309,12 +324,14 @@ class Pyramid(nn.Module):
             if "downsample" in stage:
                 x = stage["downsample"](x)  # (B, T', H/2, W/2, 2C)
 
+        # One vector for the clip, and its scores.
         x = self.norm(x).mean((1, 2, 3))  # (B, C)
         return self.head(x)
 
 
 def check_stem(patch, tubelet, conv_embed):
     """Raises ValueError, with the rule, for stems that cannot be."""
+    # The overlapping stem is 2-d, 7 x 7 with stride 4, and nothing else.
     if tubelet > 1 and conv_embed:
         raise ValueError(f"tubelet={tubelet} with conv_embed=True: the released code crashes on it, "
                          "there is no network to be faithful to; use tubelet=1 or "
@@ -326,6 +343,7 @@ def check_stem(patch, tubelet, conv_embed):
 
 def per_stage(name, value, stages):
     """2 -> [2, 2, 2, 2]; a sequence has to have one number for each stage, else ValueError."""
+    # One number stands for all stages.
     if isinstance(value, int):
         return [value] * stages
     if len(value) != stages:
@@ -361,6 +379,8 @@ class Plain(nn.Module):
         super().__init__()
         if mlp not in ("dwconv", "plain"):
             raise ValueError(f"mlp={mlp!r}: use 'dwconv' or 'plain'")
+
+        # Sizes. As released, patches overlap by two pixels, and the image is padded for them.
         self.num_classes = num_classes
         self.num_frames = num_frames
         self.image_size = image_size
@@ -374,6 +394,7 @@ class Plain(nn.Module):
         self.patch_embed = PatchEmbed(3, dim, kernel=patch, stride=stride, padding=self.padding)
         side = (image_size + 2*self.padding - patch) // stride + 1
 
+        # Blocks, all alike but for their drop path.
         self.blocks = nn.ModuleList()
         for rate in drop_path_rates(drop_path, depth):
             if mixer == "attention":
@@ -416,13 +437,15 @@ class Plain(nn.Module):
         if self.temp_embed is not None:
             x = x + self.temp_embed[..., None, :]  # (1, T, 1, 1, C): the same for a whole frame
 
+        # The blocks; `shown` has what their mixers show.
         shown = None if maps is None else []
         for block in self.blocks:
             x = block(x, shown)
         if maps is not None:
             maps.append(shown)
 
-        # As released, this dropout acts on tokens, before the mean.
+        # One vector for the clip, and its scores. As released, this dropout acts on tokens, before
+        # the mean.
         x = self.dropout(self.norm(x)).mean((1, 2, 3))  # (B, C)
         return self.head(x)
 
@@ -436,10 +459,12 @@ def init_weights(model, weight_init):
         if re.search(r"mixers\.\d+\.h(_temporal)?$", name):
             if weight_init == "scratch":
                 nn.init.ones_(module.bias)
+        # All other Linear layers.
         elif isinstance(module, nn.Linear):
             std = 0.02 if weight_init == "released" else module.in_features**-0.5
             nn.init.normal_(module.weight, std=std)
             nn.init.zeros_(module.bias)
+        # The transformer's convolutions; those of the Video-FocalNets stay as torch makes them.
         elif isinstance(model, Plain) and isinstance(module, nn.Conv2d) and "mixers" not in name:
             fan_out = module.weight[0, 0].numel() * module.out_channels / module.groups
             nn.init.normal_(module.weight, std=(2 / fan_out)**0.5)
@@ -455,6 +480,7 @@ MODELS = {
     "focal_s": dict(trunk=Pyramid, dim=96, depths=(2, 2, 18, 2), drop_path=0.3),  # 81.4 | not run
     "focal_b": dict(trunk=Pyramid, dim=128, depths=(2, 2, 18, 2), drop_path=0.5,
                     heads=4),  # 83.6 | not run
+    # Ours, for the toy data: two stages of 8 x 8 and 4 x 4 tokens.
     "focal_toy": dict(trunk=Pyramid, image_size=64, patch=8, dim=32, depths=(1, 2), heads=2,
                       drop_path=0.0, weight_init="scratch", num_classes=8),
 
@@ -463,14 +489,18 @@ MODELS = {
     "lvt_s": dict(trunk=Plain, num_frames=8),  # 63.48 | not run
     "lvt_h": dict(trunk=Plain, num_frames=32),  # 65.67 | not run
     "lvt_hr": dict(trunk=Plain, num_frames=16, image_size=336),  # 65.85 | not run
+    # Ours, for the toy data: two blocks of 5 x 5 tokens.
     "lvt_toy": dict(trunk=Plain, num_frames=8, image_size=64, dim=64, depth=2, heads=2,
                     head_hidden=96, dropout=0.0, weight_init="scratch", num_classes=8),
 }
+
 # What means nothing to a network with the other mixer.
 FOCAL_ONLY = ("levels", "windows", "temporal", "spatial", "design", "fusion",
               "postln_in_modulation", "normalize_modulator")
 ATTENTION_ONLY = ("kernel", "pattern", "window", "heads", "fixation", "fixation_by",
                   "temporal_shift", "spatial_shift", "shift_first")
+
+# Whole numbers that may be 0, and those of which there may be several.
 ZERO_IS_OFF = ("num_classes", "temporal_shift", "spatial_shift")
 MAY_BE_SEVERAL = ("levels", "windows", "temporal_shift")
 
@@ -479,6 +509,8 @@ def arguments(name):
     """All arguments of a preset with their values, {'num_classes': 400, ..}. ValueError: no such."""
     if name not in MODELS:
         raise ValueError(f"no model {name!r}; there are {', '.join(MODELS)}")
+
+    # The defaults of its class, and what the preset changes.
     signature = inspect.signature(MODELS[name]["trunk"])
     defaults = {key: parameter.default for key, parameter in signature.parameters.items()}
     return {key: MODELS[name].get(key, default) for key, default in defaults.items()}
@@ -490,6 +522,7 @@ def create_model(name, num_classes=None, num_frames=None, image_size=None, **ove
     preset's value: 400 classes, 8 frames, 224 pixels for focal_t, 174, 16, 224 for lvt.
     Raises ValueError for unknown names and arguments, and for values that cannot work.
     """
+    # The three that everybody has stand by name; None leaves them at the preset's.
     known = arguments(name)
     for key, value in (("num_classes", num_classes), ("num_frames", num_frames),
                        ("image_size", image_size)):
@@ -501,6 +534,8 @@ def create_model(name, num_classes=None, num_frames=None, image_size=None, **ove
         if key not in known:
             raise ValueError(f"model {name} has no argument {key}; it takes {', '.join(known)}")
         check_argument(key, value, known[key])
+
+    # An option of the mixer that is not there would change nothing.
     mixer = overrides.get("mixer", known["mixer"])
     others = {"focal": ATTENTION_ONLY, "attention": FOCAL_ONLY}.get(mixer, ())
     idle = [key for key in overrides if key in others and overrides[key] != known[key]]
@@ -512,14 +547,17 @@ def create_model(name, num_classes=None, num_frames=None, image_size=None, **ove
 
 def check_argument(key, value, default):
     """Raises ValueError, with the value and the rule, unless `value` is of the default's kind."""
+    # Most are whole numbers, one or several.
     numbers = value if isinstance(value, (tuple, list)) else [value]
     lowest = 0 if key in ZERO_IS_OFF else 1
     whole = all(type(number) is int and number >= lowest for number in numbers) and numbers
+
+    # The kind of the default decides.
     if isinstance(default, bool):
         good = isinstance(value, bool)
         rule = "True or False"
     elif isinstance(default, str):
-        good = isinstance(value, str)  # which words there are is for the layer to say
+        good = isinstance(value, str)  # the layer says which words there are
         rule = f"a word, as in {default}"
     elif isinstance(default, float):
         good = isinstance(value, (int, float)) and 0 <= value < 1
@@ -547,10 +585,12 @@ def read_checkpoint(path):
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: no such checkpoint")
     try:
+        # torch itself does not look at the checksums.
         if zipfile.is_zipfile(path):
             damaged = zipfile.ZipFile(path).testzip()
             if damaged:
                 raise ValueError(f"the checksum of {damaged} inside is wrong")
+        # Two names are safe to read: an ordered dict, and a settings node that becomes one.
         with torch.serialization.safe_globals([(collections.OrderedDict, "yacs.config.CfgNode")]):
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -584,6 +624,8 @@ def our_names(model, state):
         (r"\.(modulation|attn)\.", f".mixers.{other}."),
         (r"\.gamma_1$", f".gammas.{other}"),
     ]
+
+    # One after the other: a key may need several.
     ours = {}
     for key, value in state.items():
         for theirs, name in renames:
@@ -599,6 +641,7 @@ def fitted(key, value, own, inflate):
     own: this network's tensor; inflate: the checkpoint is an image network's.
     """
     want = own.shape
+
     # A 1x1 convolution is a Linear, a Conv1d is a Conv2d: the same but for axes of length one.
     if value.squeeze().shape == own.squeeze().shape:
         return value.reshape(want)
@@ -630,6 +673,7 @@ def load_weights(model, path_or_state_dict, temporal_init="fresh"):
         raise ValueError(f"temporal_init={temporal_init!r}: use 'fresh' or 'identity'")
 
     # Read: the weights stand alone, or under one of these names.
+    # Training code keeps other things beside them, an optimizer's state, say.
     source = path_or_state_dict
     where = "weights"
     if not isinstance(source, dict):
@@ -640,7 +684,8 @@ def load_weights(model, path_or_state_dict, temporal_init="fresh"):
             source = source[name]
             break
 
-    # Rename, then inflate: an image network has no weights for time.
+    # Rename, then inflate: an image network has no weights for time. What fits is loaded; whatever
+    # else there is raises, so that nothing is loaded by half.
     state = our_names(model, source)
     own = model.state_dict()
     temporal = [key for key in own if "_temporal" in key]
@@ -648,13 +693,15 @@ def load_weights(model, path_or_state_dict, temporal_init="fresh"):
     fresh = temporal if inflate else []
     state, swapped = fit_all(where, state, own, fresh, inflate)
     model.load_state_dict(state)
+
+    # The start of what is fresh.
     if temporal_init == "identity":
         if not inflate:
             raise ValueError(f"temporal_init='identity': {where} is no image network, or this one "
                              "has no temporal branch; leave it at 'fresh'")
         modulators_of_time_to_one(model)
 
-    # Report.
+    # Report: a head that was swapped starts fresh as well.
     fresh = fresh + swapped
     loaded = [key for key in own if key not in fresh]
     report = f"{where}: {len(loaded)} of {len(own)} tensors loaded"
@@ -674,6 +721,7 @@ def fit_all(where, state, own, fresh, inflate):
     -> (a full state dict, the keys of a head that stays fresh as its classes differ). Everything
     else that is missing, unexpected or of another shape is collected, and raises ValueError.
     """
+    # Tensor by tensor: loaded, a head of other classes, or a problem.
     result = dict(own)
     swapped = []
     problems = []
@@ -692,10 +740,13 @@ def fit_all(where, state, own, fresh, inflate):
         else:
             problems.append(f"shape: {key} is {tuple(value.shape)} there "
                             f"and {tuple(own[key].shape)} here")
+
+    # And the other way round: what this network has and the checkpoint lacks.
     for key in own:
         if key not in state and key not in fresh:
             problems.append(f"missing: {key}")
 
+    # All at once, so that one look tells what kind of mistake it is.
     if problems:
         shown = "\n  ".join(problems[:6])
         if len(problems) > 6:
@@ -708,6 +759,7 @@ def fit_all(where, state, own, fresh, inflate):
 
 def modulators_of_time_to_one(model):
     """h_temporal = (weight 0, bias 1), so that m_t = 1. ValueError where m_t is not a factor."""
+    # A factor of one changes nothing: the network acts on every frame, as the image network did.
     for module in model.modules():
         if isinstance(module, SpatioTemporalFocalModulation):
             if module.fusion != "multiply":
@@ -721,6 +773,7 @@ def modulators_of_time_to_one(model):
 
 def count_macs(model):
     """Multiply-adds (the papers' FLOPs) of one clip of its size; convolutions and matmuls only."""
+    # On the meta device shapes are computed, numbers are not.
     side = model.image_size
     clip = torch.empty(1, 3, model.num_frames, side, side, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -728,6 +781,7 @@ def count_macs(model):
     return counter.get_total_flops() // 2  # the counter counts a multiply-add as two
 
 
+# The zoo: every preset, and what it costs.
 if __name__ == "__main__":
     print(f"{'model':<10} {'parameters':>12} {'multiply-adds':>14}   one view")
     for name in MODELS:

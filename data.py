@@ -154,6 +154,7 @@ class BadVideo(Exception):
 
 def videos_below(folder):
     """All video files under a folder, sorted; none for a folder that is not there."""
+    # Sorted, so that the order does not depend on the disk.
     paths = []
     for where, _, names in sorted(os.walk(folder)):
         for name in sorted(names):
@@ -174,6 +175,7 @@ def kinetics_rows(listing, folders):
         for path in videos_below(folder):
             on_disk[os.path.basename(path)[:11]] = path
 
+    # Rows without a file, and files without a row, are kept: they are counted.
     with open(listing, newline="", encoding="utf-8-sig") as file:
         labels = {row["youtube_id"]: row["label"] for row in csv.DictReader(file)}
     rows = [(on_disk.get(key), label) for key, label in labels.items()]
@@ -183,6 +185,7 @@ def kinetics_rows(listing, folders):
 
 def list_rows(listing, root):
     """A list, 'path label' or 'path,label' a line, paths from `root` on; ValueError with the line."""
+    # Some editors begin a file with an invisible mark: utf-8-sig drops it.
     rows = []
     with open(listing, encoding="utf-8-sig") as file:
         lines = file.read().splitlines()
@@ -193,6 +196,7 @@ def list_rows(listing, root):
         if not label or not label[0].strip().isdigit():
             raise ValueError(f"{listing}, line {number}: {line!r} is not 'path label' "
                              "or 'path,label' with a number as label")
+        # An absolute path stays as it is.
         path = os.path.join(root, path.strip())
         rows.append((path if os.path.isfile(path) else None, label[0].strip()))
     return rows
@@ -227,6 +231,7 @@ def find_split(data, root, split):
         if os.path.isfile(listing):
             with open(listing, encoding="utf-8-sig") as file:
                 header = file.readline()
+            # Kinetics' tables have a header, lists have none.
             if not header.startswith("label,youtube_id"):
                 return listing, list_rows(listing, root)
             repaired = [os.path.join(root, "replacement")] if split == "train" else []
@@ -255,6 +260,7 @@ def class_index(labels, data, root):
     -> (classes, {label: index}) for a set of labels. Numbers are indices. Names that are all
     official have the official index, others their rank. ValueError for a number that is too large.
     """
+    # Numbers: of a named data set, or as many classes as the highest one says.
     classes = class_names(data) if data in NAMED else None
     if all(label.isdigit() for label in labels):
         highest = max(map(int, labels), default=-1)
@@ -265,6 +271,7 @@ def class_index(labels, data, root):
                              f"0 to {len(classes) - 1}")
         return classes, {label: int(label) for label in labels}
 
+    # Names: official ones, whatever their spelling; else in alphabetical order.
     official = {plain(name): k for k, name in enumerate(classes or [])}
     if not all(plain(label) in official for label in labels):
         classes = sorted(labels)
@@ -278,6 +285,7 @@ def open_data(cfg, splits, views="1x1"):
     a folder or a list file. 'train' has training's samples, any other split evaluation's `views`.
     Raises FileNotFoundError with the expected layout, ValueError for unknown names and labels.
     """
+    # The toy is drawn, not read.
     data = cfg["data"]
     sets = {}
     if data == "toy":
@@ -287,7 +295,7 @@ def open_data(cfg, splits, views="1x1"):
                                    None if split == "train" else views)
         return sets
 
-    # Where the videos are.
+    # Where the videos are: a folder is its own root.
     root = cfg["root"] or os.path.join("data", data)
     if data not in NAMED and os.path.isdir(data):
         root = data
@@ -302,6 +310,7 @@ def open_data(cfg, splits, views="1x1"):
         labels |= {label for _, label in rows if label is not None}
     classes, index = class_index(labels, data, root)
 
+    # Say what was found, use what is there and has a label.
     for split in splits:
         where, rows = found[split]
         listed = [row for row in rows if row[1] is not None]
@@ -327,6 +336,7 @@ def every_frame(path):
         stream = container.streams.best("video")
         stream.thread_type = "NONE"  # the workers are the parallelism
         for packet in container.demux(stream):  # ends with an empty packet: drains the decoder
+            # One damaged packet does not end the video.
             try:
                 yield from packet.decode()
             except av.error.InvalidDataError:
@@ -335,6 +345,7 @@ def every_frame(path):
 
 def wanted_frames(codec, packets, wanted):
     """Decode as little as gives the sorted times `wanted` -> {timestamp: frame}, {} if damaged."""
+    # Decoding can start at key frames only.
     keys = [k for k, packet in enumerate(packets) if packet.is_keyframe]
     targets = set(wanted)
     found = {}
@@ -359,6 +370,7 @@ def wanted_frames(codec, packets, wanted):
                 frames = codec.decode(packet)
             except av.error.InvalidDataError:
                 return {}  # what refers to this frame will be wrong, too
+            # Frames come out in the order they are shown, later than their packets go in.
             for frame in frames:
                 shown = max(shown, frame.pts)
                 if frame.pts in targets:
@@ -374,7 +386,8 @@ def chosen_frames(path, choose):
             raise BadVideo(f"{path}: no video stream in it")
         stream.thread_type = "NONE"
 
-        # The packets' timestamps are the table of frames, where they can be trusted.
+        # The packets' timestamps are the table of frames, where they can be trusted. What an edit
+        # list cuts away is there, but marked.
         packets = [packet for packet in container.demux(stream) if packet.size]
         table = sorted(p.pts for p in packets if p.pts is not None and not p.is_discard)
         known = any(name in container.format.name for name in ("mp4", "matroska"))
@@ -390,6 +403,8 @@ def chosen_frames(path, choose):
     good = [frame.pts for frame in every_frame(path)]
     if not good:
         raise BadVideo(f"{path}: no frames in it")
+
+    # Known times: the nearest frame that decodes. Else the count is known only now.
     if honest:
         order = nearest_good(path, times, good)
     else:
@@ -401,6 +416,7 @@ def chosen_frames(path, choose):
 
 def nearest_good(path, times, good):
     """For each of `times` the number of the nearest of the good frames; says how many are lost."""
+    # A video with large holes would be another video.
     lost = sum(time not in good for time in times)
     if lost * 2 > len(times):
         raise BadVideo(f"{path}: {lost} of {len(times)} frames do not decode")
@@ -429,6 +445,7 @@ def read_clip(path, choose, short_side=None):
     except (av.error.FFmpegError, OSError) as error:
         raise BadVideo(f"{path}: {error.strerror or error}") from error
 
+    # The size to resize to: rounded half up, as mmcv does.
     height = frames[0].height
     width = frames[0].width
     if short_side and min(height, width) != short_side:
@@ -451,6 +468,7 @@ def read_clip(path, choose, short_side=None):
 
 def sample_train(n, T, interval, rng):
     """One random frame from each of T equal segments of n. 300 frames, T 8: segments of 37."""
+    # A long video has segments; a shorter one is drawn from; a very short one repeats its frames.
     usable = max(n - interval + 1, 0)
     segment = usable // T
     if segment > 0:
@@ -490,6 +508,7 @@ def sample_tsn(n, T, rng=None, clip=0):
     A random frame from each of T segments of n frames, which share their ends; without rng its
     middle, start or end (clip 0, 1, 2). 50 frames, T 8, clip 1: 0 6 12 18 24 31 37 43.
     """
+    # T + 1 edges, the first frame and the last one among them.
     edges = np.round((n - 1) / T * np.arange(T + 1)).astype(int)  # half to even
     start = edges[:-1]
     end = edges[1:]
@@ -503,6 +522,7 @@ def sample_dense(n, T, interval, position):
     T frames spread over a window of T * interval at `position`, 0 to 1, of where it fits. Indices
     past the end are clamped to n - 1. T 8, interval 4, position 0: 0 4 8 13 17 22 26 31.
     """
+    # A window that is longer than the video starts at its first frame.
     start = position * max(n - T * interval, 0)
     return torch.linspace(start, start + T * interval - 1, T).long().clamp(max=n - 1).numpy()
 
@@ -539,6 +559,7 @@ def choose_frames(n, cfg, clips=1, rng=None):
 
 def random_box(height, width, area, rng):
     """Random resized crop -> (top, left, h, w): a share `area` of the frame, aspect 3/4 to 4/3."""
+    # Draw an area and an aspect; ten tries to fit them into the frame.
     for _ in range(10):
         pixels = rng.uniform(*area) * height * width
         aspect = np.exp(rng.uniform(np.log(3/4), np.log(4/3)))
@@ -564,6 +585,7 @@ def multi_scale_box(height, width, rng):
     step apart; in the middle, at an edge, in a corner or halfway to one. TSN makes sides within 2
     pixels of the network's input equal to it; that rule is left out (224 of 256 is 224 anyway).
     """
+    # Two sides that are alike or one step apart.
     sides = [int(min(height, width) * scale) for scale in (1, .875, .75, .66)]
     shapes = [(h, w) for i, h in enumerate(sides) for w in sides[max(i-1, 0):i+2]]
     h, w = rng.choice(shapes).tolist()
@@ -593,6 +615,7 @@ def erase_box(height, width, rng, probability):
     With this probability a box to set to 0 -> (top, left, h, w): 1/50 to 1/3 of the frame, h / w .3
     to 1/.3; h = w = 0 otherwise and where none fits in 10 tries. Source: arXiv:1708.04896, timm.
     """
+    # As a crop is drawn, with a wider range of aspects.
     tries = 10 if rng.random() < probability else 0
     for _ in range(tries):
         pixels = rng.uniform(1/50, 1/3) * height * width
@@ -606,6 +629,7 @@ def erase_box(height, width, rng, probability):
 
 def crop_offsets(height, width, size, crops):
     """[(top, left)] of 1 crop in the centre, or of 3 along the longer side: start, middle, end."""
+    # One of the two steps is 0: the short side is as long as the crop.
     step_y = (height - size) // 2
     step_x = (width - size) // 2
     if crops == 1:
@@ -655,6 +679,8 @@ AUTO_AUGMENT = [
 def augment(image, name, level, sign):
     """One operation of AutoAugment on a PIL image, with timm's arguments; level 0..10, sign +-1."""
     from PIL import Image, ImageEnhance, ImageOps
+
+    # What changes colours.
     share = level / 10
     if name == "Equalize":
         return ImageOps.equalize(image)
@@ -694,6 +720,8 @@ def auto_augment(clip, rng):
     """AutoAugment (arXiv:1805.09501) on uint8 (T, H, W, 3): 1 of the 25 pairs, all frames alike."""
     from PIL import Image
     images = [Image.fromarray(frame) for frame in clip.numpy()]
+
+    # Both operations of a pair are drawn for, whether they are applied or not.
     for name, probability, level in AUTO_AUGMENT[rng.integers(len(AUTO_AUGMENT))]:
         apply = rng.random() < probability
         sign = -1 if rng.random() < 0.5 else 1
@@ -745,12 +773,14 @@ class VideoSet(torch.utils.data.Dataset):
 
     def read(self, i, short_side, clips=1, rng=None):
         """The sampled frames of video i, uint8 (clips * T, H, W, 3)."""
+        # From memory, or from a file.
         if torch.is_tensor(self.clips):
             return self.clips[i][choose_frames(self.clips.shape[1], self.cfg, clips, rng)]
         return read_clip(self.clips[i], lambda n: choose_frames(n, self.cfg, clips, rng), short_side)
 
     def read_or_replace(self, i, rng):
         """-> frames, the sample that they are of, and '' or why it is not sample i."""
+        # The replacements are drawn too, so that epoch 3 has the same ones whenever it is run.
         bad = ""
         j = i
         for _ in range(10):
@@ -764,6 +794,8 @@ class VideoSet(torch.utils.data.Dataset):
     def training_sample(self, i, rng):
         cfg = self.cfg
         size = cfg["image_size"]
+
+        # T frames of one size.
         frames, j, bad = self.read_or_replace(i, rng)
         if cfg["auto_augment"]:
             frames = auto_augment(frames, rng)  # as released, before the crop
@@ -779,6 +811,7 @@ class VideoSet(torch.utils.data.Dataset):
             rows = T if cfg["jitter_per_frame"] else 1
             drawn = rng.uniform((.6, .6, .8, -.1), (1.4, 1.4, 1.2, .1), (rows, 4))
             colour = np.broadcast_to(drawn, (T, 4))
+        # The device does the work; here it is only drawn.
         return dict(
             clip=clip, label=self.labels[j], index=i, bad=bad,
             colour=torch.tensor(colour, dtype=torch.float32),
@@ -827,6 +860,7 @@ def batch_keys(n, batch_size, seed, start, stop, rank=0, world=1):
     of the n samples, cut into global batches of world * batch_size; each process takes its part.
     What does not fill a batch is left out: another rest in every epoch.
     """
+    # A new epoch has a new permutation.
     per_epoch = n // (batch_size * world)
     for k in range(start, stop):
         epoch, j = divmod(k, per_epoch)
@@ -836,6 +870,7 @@ def batch_keys(n, batch_size, seed, start, stop, rank=0, world=1):
         yield [(epoch, int(i)) for i in order[at:at+batch_size]]
 
 
+# Ctrl-C reaches all processes of a terminal; the loop decides when to end.
 def leave_ctrl_c_to_the_parent(worker):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -850,12 +885,15 @@ def loader(dataset, batches, cfg):
 
 def stream(dataset, cfg, first, last):
     """Yields, for each step from `first` to `last` - 1, the list of its batches."""
+    # One loader for the whole run: its processes work ahead, over the ends of epochs.
     n = len(dataset)
     per_epoch, _ = steps_in_epoch(n, cfg["batch_size"], cfg["accumulate"],
                                   cfg["world"])
     starts = [batches_before(step, per_epoch, cfg["accumulate"]) for step in (first, last)]
     keys = batch_keys(n, cfg["batch_size"], cfg["seed"], *starts, cfg["rank"], cfg["world"])
     batches = iter(loader(dataset, keys, cfg))
+
+    # Hand the batches out, as many as belong to a step.
     for step in range(first, last):
         # The last step of an epoch has what is left of it.
         done = batches_before(step, per_epoch, cfg["accumulate"])
@@ -877,6 +915,8 @@ def colour_jitter(x, colour):
     """
     factors = colour[:, None, :, None, None]  # (B, 1, T, 1, 1, 4)
     brightness, contrast, saturation, hue = factors.unbind(-1)
+
+    # Brightness: a factor.
     x = (x * brightness).clamp(0, 1)
 
     # Contrast: towards the mean grey of the frame. Saturation: towards the grey of the pixel.
@@ -897,13 +937,14 @@ def colour_jitter(x, colour):
     return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
+# (B,) -> (B, 1, 1, 1, 1): one flag for all of a clip
 def per_clip(flags, device):
-    """(B,) -> (B, 1, 1, 1, 1), on the device."""
     return flags.to(device)[:, None, None, None, None]
 
 
 def blank(x, boxes):
     """x (B, 3, T, H, W): sets the box (top, left, h, w) of each clip to 0, in all frames."""
+    # Is a pixel in the box of its clip?
     top, left, h, w = boxes[:, :, None, None].unbind(1)  # (B, 1, 1) each
     row = torch.arange(x.shape[-2], device=x.device)[:, None]
     column = torch.arange(x.shape[-1], device=x.device)
@@ -913,6 +954,7 @@ def blank(x, boxes):
 
 def to_device(batch, cfg):
     """A batch for the network: uint8 (.., T, S, S, 3) -> float (B, 3, T, S, S), normalised."""
+    # Bytes travel, numbers are made there.
     device = cfg["device"]
     x = batch["clip"].flatten(0, -5)  # the views of a video become clips of their own
     x = x.to(device, non_blocking=True).permute(0, 4, 1, 2, 3).float() / 255
@@ -942,6 +984,7 @@ def mix(x, labels, num_classes, rng, mixup=0.0, cutmix=0.0, switch=0.5, smoothin
     x (B, 3, T, H, W), labels (B,) -> x, targets (B, num_classes). mixup, cutmix: alpha of the Beta,
     0 = off; switch: probability of CutMix if both are on. Source: arXiv:1710.09412, 1905.04899.
     """
+    # Smoothed targets: a share for all classes alike, the rest for the right one.
     targets = torch.full((len(x), num_classes), smoothing / num_classes, device=x.device)
     targets.scatter_(1, labels[:, None], 1 - smoothing + smoothing / num_classes)
     if not mixup and not cutmix:
@@ -962,6 +1005,7 @@ def mix(x, labels, num_classes, rng, mixup=0.0, cutmix=0.0, switch=0.5, smoothin
 
 def cutmix_box(H, W, alpha, rng):
     """-> (top, bottom, left, right), the same in every frame: sides sqrt(1 - lambda), clipped."""
+    # A centre anywhere: what would stick out is cut off, and counted as it is.
     side = (1 - rng.beta(alpha, alpha))**0.5  # share of each side
     y = rng.integers(H)
     x = rng.integers(W)
@@ -1019,6 +1063,7 @@ def toy_clips(n, seed, num_frames=8, size=64):
 
 def draw_l(x, y, angle, radius, size):
     """An L at (x, y), turned and scaled, (n, T) each -> how much of each pixel it covers (n, T, S, S)."""
+    # Where each pixel is, seen from the L.
     grid = (torch.arange(size) + 0.5) * 2 / size - 1
     dx = grid - x[..., None, None]  # (n, T, 1, S)
     dy = grid[:, None] - y[..., None, None]  # (n, T, S, 1)
@@ -1039,6 +1084,7 @@ def draw_l(x, y, angle, radius, size):
 @functools.lru_cache(maxsize=6)
 def toy_split(split, seed, num_frames=8, size=64):
     """-> clips, labels. 'train': 2048. 'val': 256 others, then their exact reversals, noise too."""
+    # Twice the clips, of which half are the other half backwards: blind networks get one half wrong.
     if split == "train":
         return toy_clips(2048, torch_seed(numbers(TOY, seed, 0)), num_frames, size)[:2]
     clips, labels, _ = toy_clips(256, torch_seed(numbers(TOY, seed, 1)), num_frames, size)
@@ -1051,6 +1097,8 @@ def make_toy(folder, seed=0):
         clips, labels = toy_split(split, seed)
         for name in TOY_CLASSES:
             os.makedirs(os.path.join(folder, split, name), exist_ok=True)
+
+        # crf 12: hardly any loss.
         for i, (clip, label) in enumerate(zip(clips.numpy(), labels)):
             path = os.path.join(folder, split, TOY_CLASSES[label], f"{i:05d}.mp4")
             with av.open(path, "w") as container:
@@ -1089,6 +1137,8 @@ def contact_sheet(dataset, path, rows=8):
     clips = to_device(batch, as_is).clamp(0, 1)  # (B, 3, T, S, S)
     strips = clips.permute(0, 3, 2, 4, 1).flatten(2, 3)  # (B, S, T*S, 3)
     T = clips.shape[2]
+
+    # One row for each clip, its class at the left.
     figure, axes = plt.subplots(len(chosen), 1, figsize=(T, 1.05 * len(chosen)), squeeze=False)
     for axis, strip, label in zip(axes[:, 0], strips, batch["label"]):
         axis.imshow(strip)
@@ -1120,6 +1170,8 @@ if __name__ == "__main__":
     cfg |= PIPELINES["toy" if toy else "focal"]
     cfg |= dict(data=args.data, root=args.root, seed=0, num_frames=8, device="cpu",
                 image_size=64 if toy else 224)
+
+    # What is there, in numbers, and in a picture.
     try:
         sets = open_data(cfg, ["train", "val"])
     except (OSError, ValueError) as error:

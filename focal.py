@@ -96,6 +96,8 @@ class SpatioTemporalFocalModulation(nn.Module):
                  fusion="multiply", normalize_modulator=False, postln_in_modulation=False):
         super().__init__()
         check_options(levels, window, temporal, spatial, design, fusion)
+
+        # With design='joint3d' the one branch looks along time as well: there is no second one.
         self.dim = dim
         self.levels = levels
         self.design = design
@@ -120,14 +122,14 @@ class SpatioTemporalFocalModulation(nn.Module):
         # Time has a context and gates of its own. These convolutions are dense (groups=1): every
         # output channel sees every input channel, which is 35 % of a block's multiply-adds.
         if self.temporal:
-            self.f_temporal = nn.Linear(dim, dim + levels + 1)
+            self.f_temporal = nn.Linear(dim, dim + levels + 1)  # context and gates, no query
             self.focal_layers_temporal = nn.ModuleList()
             for k in kernels:
                 conv = nn.Conv2d(dim, dim, (k, 1), padding=(k//2, 0), bias=False)
                 self.focal_layers_temporal.append(nn.Sequential(conv, nn.GELU()))
             self.h_temporal = nn.Linear(dim, dim)
 
-        # Where both meet, and the way out.
+        # Where both meet, and the way out. Only a checkpoint with these options has fuse or ln.
         if fusion == "project":
             self.fuse = nn.Linear(2*dim, dim)
         self.ln = nn.LayerNorm(dim) if postln_in_modulation else None
@@ -160,7 +162,8 @@ class SpatioTemporalFocalModulation(nn.Module):
         G = self.levels + 1  # gates per token: one per level, one for the global level
         maps = {}
 
-        # Space: the query and the modulator m_s, gathered across each image.
+        # Space: the query and the modulator m_s, gathered across each image, or, with
+        # design='joint3d', from the whole clip.
         if self.spatial:
             q, z, gates = self.f(x).split([C, C, G], dim=-1)
             if self.design == "joint3d":
@@ -196,6 +199,7 @@ class SpatioTemporalFocalModulation(nn.Module):
         else:  # 'project'
             y = q * self.fuse(torch.cat([m_s, m_t], dim=-1))
 
+        # The way out mixes channels, once more.
         if self.ln is not None:
             y = self.ln(y)
         y = self.proj(y)
@@ -204,6 +208,7 @@ class SpatioTemporalFocalModulation(nn.Module):
 
 def check_options(levels, window, temporal, spatial, design, fusion):
     """Raises ValueError, with the value and the rule, for what cannot be or go together."""
+    # Words and numbers that are there.
     if design not in ("parallel", "sequential", "joint3d"):
         raise ValueError(f"design={design!r}: use 'parallel', 'sequential' or 'joint3d'")
     if fusion not in ("multiply", "add", "average", "project"):
@@ -214,7 +219,7 @@ def check_options(levels, window, temporal, spatial, design, fusion):
         raise ValueError(f"window={window}: a kernel must be odd, "
                          "or its output would not align with its input")
 
-    # What cannot go together.
+    # What cannot go together. These would train, and compute something else than was asked for.
     if not (temporal or spatial):
         raise ValueError("temporal=False and spatial=False leave no context to modulate with: "
                          "keep one of them")
@@ -243,6 +248,8 @@ def walk():
     layer = SpatioTemporalFocalModulation(dim=96)
     x = torch.randn(1, 8, 56, 56, 96)  # what stage 1 of focal_t sees
     show("x: 8 frames of 56 x 56 tokens with 96 channels", x)
+
+    # One Linear makes all that space needs: 96 + 96 + 3 channels.
     q, z, gates = layer.f(x).split([96, 96, 3], dim=-1)
     show("q = f(x)[..., :96]           the query", q)
     show("z_0 = f(x)[..., 96:192]      what space is gathered from", z)
@@ -255,10 +262,13 @@ def walk():
     show("z_2 = gelu(conv 5x5 of z_1)", z_2)
     z_3 = F.gelu(z_2.mean((2, 3), keepdim=True))
     show("z_3 = gelu(mean over H, W)   one context for the frame", z_3)
+
+    # Each token takes as much of each level as its gates say.
     m_s = layer.h(z_1 * gates[..., 0:1] + z_2 * gates[..., 1:2] + z_3 * gates[..., 2:3])
     show("m_s = h(g_1 z_1 + g_2 z_2 + g_3 z_3)   spatial modulator", m_s)
 
-    # Time, the same.
+    # Time, the same: it has a context and gates of its own, and shares the query. Its convolutions
+    # are dense, so that channels meet here.
     z, gates = layer.f_temporal(x).split([96, 3], dim=-1)
     show("z'_0 = f_temporal(x)[..., :96]   what time is gathered from", z)
     z_1 = along_time(layer.focal_layers_temporal[0], z)
@@ -270,9 +280,11 @@ def walk():
     m_t = layer.h_temporal(z_1 * gates[..., 0:1] + z_2 * gates[..., 1:2] + z_3 * gates[..., 2:3])
     show("m_t = h_temporal(sum)        temporal modulator", m_t)
 
-    # The query takes both; the layer itself must agree.
+    # The query takes both, channel by channel.
     y = layer.proj(q * m_s * m_t)
     show("y = proj(q * m_s * m_t)", y)
+
+    # The layer itself must agree.
     torch.testing.assert_close(y, layer(x))
     parameters = sum(p.numel() for p in layer.parameters())
     print(f"the layer itself gives the same y; {parameters:,} parameters")

@@ -58,6 +58,7 @@ FEATURES = {
     "sigmoid": torch.sigmoid,  # Table 5
     "identity": lambda x: x,  # Table 5, "no kernel": it does not learn
 }
+
 # What others did, further down: a function each, and a branch in `attend`.
 OTHERS = ("softmax", "cosformer", "performer", "linformer", "orthoformer")
 KERNELS = (*FEATURES, *OTHERS)
@@ -67,8 +68,10 @@ def features(x, kernel):
     """f of a kernel, (..., N, d) -> same: what the gate sees and what linear kernels multiply."""
     if kernel in FEATURES:
         return FEATURES[kernel](x)
+    # cosFormer is linear too, but its features depend on the place of a token: see `cosformer`.
     if kernel == "cosformer":
         return F.relu(x)
+    # The others make of q and k what they need themselves.
     if kernel in OTHERS:
         return x
     raise ValueError(f"kernel={kernel!r}: use one of {', '.join(KERNELS)}")
@@ -101,6 +104,8 @@ def linear(fq, fk, v, eps=1e-6, clamp=False):
     # without features would give 0/0.
     z = full(fq @ k_sum.transpose(-2, -1))  # (.., N, 1)
     z = z.clamp(min=eps) if clamp else z + eps
+
+    # Each query takes its share of the sum: O(N d^2), and no N x N weights anywhere.
     return ((fq @ kv) / z).to(v.dtype)
 
 
@@ -117,12 +122,13 @@ def fixate(fq, fk, v, q_gate, k_gate, fixation="qkv_shared", by="concat"):
     gate sees its own features, Eq. 4), or what both see: 'qk..' or 'qkv..' (Eq. 5). by: how these
     are joined, 'concat' (then the layers are 2d -> d or 3d -> d), 'add' or 'multiply'.
     """
+    # Eq. 4: query and key decide on their own.
     if fixation == "separate":
         g_q = q_gate(fq).sigmoid()
         g_k = k_gate(fk).sigmoid()
         return g_q * fq, g_k * fk, (g_q, g_k)
 
-    # Query, key and value decide together which features count.
+    # Eq. 5: query, key and value decide together which features count.
     seen = [fq, fk, v] if fixation.startswith("qkv") else [fq, fk]
     if by == "concat":
         z = torch.cat(seen, dim=-1)
@@ -132,6 +138,8 @@ def fixate(fq, fk, v, q_gate, k_gate, fixation="qkv_shared", by="concat"):
         z = math.prod(seen)
     else:
         raise ValueError(f"fixation_by={by!r}: use one of concat, add, multiply")
+
+    # A shared gate is computed once; the released code computes it twice.
     g_q = q_gate(z).sigmoid()
     g_k = g_q if k_gate is q_gate else k_gate(z).sigmoid()
     return g_q * fq, g_k * fk, (g_q, g_k)
@@ -148,6 +156,8 @@ def temporal_shift(x, divisor, span=None):
     """
     T = x.shape[1]
     f = x.shape[-1] // divisor
+
+    # Nothing passes from one span to the next.
     x = x.unflatten(1, (-1, span or T))  # (B, T/span, span, H, W, C)
 
     # F.pad counts axes from the last: C, W, H, then time, here (left, right).
@@ -165,6 +175,7 @@ KNIGHT = [(-2, -1), (-2, 1), (-1, -2), (1, -2), (2, -1), (2, 1), (-1, 2), (1, 2)
 
 def neighbours(size):
     """-> [(down, right)] of the spatial shift, and how many neighbours the channels are split for."""
+    # Size 1 are the eight around; size 2 reaches two tokens, and takes those in between as well.
     around = STRAIGHT + DIAGONAL
     far = [(size * down, size * right) for down, right in around]
     if size == 2:
@@ -185,15 +196,19 @@ def spatial_shift(x, size):
     row = torch.arange(H, device=x.device)[:, None, None]
     column = torch.arange(W, device=x.device)[:, None]
 
+    # One group of channels after the other, each from its neighbour.
     parts = []
     for i, (down, right) in enumerate(offsets):
         own = x[..., i*f:(i+1)*f]
         moved = F.pad(own, (0, 0, -right, right, -down, down))  # out[r, c] = in[r+down, c+right]
+        # The released code copies all but the first four groups before it overwrites them.
         if i >= 4:
             inside = (row + down >= 0) & (row + down < H)
             inside = inside & (column + right >= 0) & (column + right < W)  # (H, W, 1)
             moved = torch.where(inside, moved, own)
         parts.append(moved)
+
+    # The other half stays where it is.
     parts.append(x[..., len(offsets)*f:])
     return torch.cat(parts, dim=-1)
 
@@ -220,8 +235,10 @@ def group(x, word, window=(1, 1, 1)):
     B, T, H, W, heads, d = x.shape
     t, h, w = window
     x = x.reshape(B, T//t, t, H//h, h, W//w, w, heads, d)
+
+    # The axes that a token sees come last, all others are batch.
     seen = [1 + axis for axis in AXES[word]]
-    rest = [axis for axis in range(7) if axis not in seen]  # batch first
+    rest = [axis for axis in range(7) if axis not in seen]  # the clips first
     x = x.permute(*rest, 7, *seen, 8)
     return x.flatten(len(rest) + 1, -2).flatten(0, len(rest) - 1)
 
@@ -234,6 +251,8 @@ def ungroup(y, word, shape, window=(1, 1, 1)):
     seen = [1 + axis for axis in AXES[word]]
     rest = [axis for axis in range(7) if axis not in seen]
     order = [*rest, 7, *seen, 8]
+
+    # Undo the flattening, then the permutation.
     y = y.reshape([sizes[axis] for axis in order])
     back = [order.index(axis) for axis in range(9)]
     return y.permute(back).reshape(B, T, H, W, -1)
@@ -263,6 +282,8 @@ class Attention(nn.Module):
         super().__init__()
         check_options(dim, heads, kernel, pattern, fixation, fixation_by, temporal_shift,
                       spatial_shift)
+
+        # Which tokens meet, how, and what helps them: see the docstring.
         self.heads = heads
         self.kernel = kernel
         self.pattern = pattern
@@ -272,6 +293,8 @@ class Attention(nn.Module):
         self.temporal_shift = temporal_shift
         self.spatial_shift = spatial_shift
         self.shift_first = shift_first
+
+        # The way in and the way out.
         self.qkv = nn.Linear(dim, 3*dim)
         self.proj = nn.Linear(dim, dim)
 
@@ -293,8 +316,9 @@ class Attention(nn.Module):
             if size is None:
                 raise ValueError("kernel='linformer' has weights per token: "
                                  "it needs size=(T, H, W)")
+            # A mean over tokens that is learned: K = 256 of them, for each of N places.
             self.N = tokens_seen(pattern, size, window)
-            self.E = nn.Parameter(torch.randn(256, self.N) / 16)  # K = 256, std 1/sqrt(K)
+            self.E = nn.Parameter(torch.randn(256, self.N) / 16)  # std 1/sqrt(K)
             self.P = nn.Parameter(torch.randn(256, self.N) / 16)
 
     def shift(self, x):
@@ -335,6 +359,8 @@ class Attention(nn.Module):
         """
         shape = x.shape[:4]
         gates = ()
+
+        # Every token asks (q), offers (k), and has something to say (v).
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, T, H, W, C) each
 
         # Neighbourhood association: some channels of keys and values come from a neighbour.
@@ -352,6 +378,8 @@ class Attention(nn.Module):
         # Feature fixation: the token says which of its features count.
         if self.fixation != "none":
             q, k, gates = self.gated(q, k, v)
+
+        # The paper compares: fixation first, then the shifts.
         if not self.shift_first:
             k = self.shift(k.flatten(-2)).view_as(k)
             v = self.shift(v.flatten(-2)).view_as(v)
@@ -361,6 +389,8 @@ class Attention(nn.Module):
         k = group(k, self.pattern, self.window)
         v = group(v, self.pattern, self.window)
         y = attend(self.kernel, q, k, v, **self.own(k.shape[-2]))
+
+        # Heads side by side again, and mixed.
         y = self.proj(ungroup(y, self.pattern, shape, self.window))
         return (y, dict(q=q, k=k, fixation=gates)) if return_maps else y
 
@@ -375,6 +405,7 @@ def tokens_seen(word, size, window=(1, 1, 1)):
 def check_options(dim, heads, kernel, pattern, fixation, fixation_by, temporal_shift,
                   spatial_shift):
     """Raises ValueError, with the value and the rule, for what cannot be or go together."""
+    # Names that a table knows.
     for name, value, allowed in (
             ("kernel", kernel, KERNELS),
             ("pattern", pattern, tuple(AXES)),
@@ -383,6 +414,8 @@ def check_options(dim, heads, kernel, pattern, fixation, fixation_by, temporal_s
             ("spatial_shift", spatial_shift, (0, 1, 2, 4))):
         if value not in allowed:
             raise ValueError(f"{name}={value!r}: use one of {', '.join(map(str, allowed))}")
+
+    # What cannot go together.
     if heads < 1 or dim % heads:
         raise ValueError(f"heads={heads} does not divide dim={dim}")
     if fixation in ("none", "separate") and fixation_by != "concat":
@@ -443,6 +476,8 @@ def cosformer(fq, fk, v):
 def cosformer_features(x):
     """relu features (.., N, d) -> (.., N, 2d): [x sin, x cos] of i pi / 2N for token i = 1..N."""
     N = x.shape[-2]
+
+    # In float32 at least: bfloat16 knows no odd numbers above 256.
     precise = torch.promote_types(x.dtype, torch.float32)
     i = torch.arange(1, N + 1, device=x.device, dtype=precise)[:, None]
     angle = i * math.pi / (2 * N)
@@ -467,20 +502,26 @@ def performer_features(x, omega, keys):
     in the normalisation: the maximum over features for a query, over features and tokens of a head
     for keys (the reference: over the whole batch, so that results depend on who else is in it).
     """
+    # Half of the softmax's scale for the query, half for the key.
     x = full(x) * x.shape[-1]**-0.25
     logits = x @ omega.to(x.dtype).transpose(-2, -1)  # (.., N, m)
     logits = logits - x.square().sum(-1, keepdim=True) / 2
+
+    # The largest becomes exp(0).
     c = logits.detach().amax((-2, -1) if keys else -1, keepdim=True)
     return omega.shape[0]**-0.5 * ((logits - c).exp() + 1e-4)
 
 
 def orthogonal_features(m, d, generator=None):
     """omega (m, d): directions orthogonal in blocks of d, lengths of Gaussian vectors (chi_d)."""
+    # Directions: the orthogonal factor of a random matrix, as often as needed.
     blocks = []
     for _ in range(math.ceil(m / d)):
         q, r = torch.linalg.qr(torch.randn(d, d, generator=generator))
         blocks.append(q * r.diagonal().sign())  # qr prefers some signs
     directions = torch.cat(blocks)[:m]
+
+    # Lengths: those that independent Gaussian vectors would have.
     lengths = torch.randn(m, d, generator=generator).norm(dim=1, keepdim=True)
     return directions * lengths
 
@@ -497,10 +538,14 @@ def orthoformer(q, k, v, L=64):
     d = q.shape[-1]
     q = q * d**-0.25
     k = k * d**-0.25
+
+    # A few queries stand for all of them; up to L tokens, all do.
     R = q.detach()  # no gradient through the landmarks
     if q.shape[-2] > L:
         at = landmarks(R, L)  # (.., L)
         R = R.gather(-2, at[..., None].expand(*at.shape, d))
+
+    # The landmarks ask the keys, then the queries ask the landmarks.
     y = F.scaled_dot_product_attention(R, k, v, scale=1.0)  # (.., L, d)
     return F.scaled_dot_product_attention(q, R, y, scale=1.0)
 
@@ -517,6 +562,7 @@ def landmarks(q, L):
     nearest = torch.zeros_like(q[..., 0])  # (.., N): largest |cosine| so far
     chosen = [at]
     for _ in range(L - 1):
+        # How like are all tokens to the one that was chosen last?
         latest = q.gather(-2, at[..., None].expand(*at.shape, q.shape[-1]))  # (.., 1, d)
         cosine = (q @ latest.transpose(-2, -1)).abs()[..., 0]
         nearest = torch.maximum(nearest, cosine)
@@ -541,6 +587,8 @@ def walk():
     layer = Attention(dim=512, heads=8, pattern="space", temporal_shift=4)  # as in lvt
     x = torch.randn(1, 16, 17, 17, 512)
     show("x: 16 frames of 17 x 17 tokens with 512 channels", x)
+
+    # Keys and values bring something of the frames around.
     q, k, v = layer.qkv(x).chunk(3, dim=-1)
     show("q, k, v = qkv(x)", q)
     k = temporal_shift(k, 4)
@@ -562,6 +610,8 @@ def walk():
     fk = (g * fk).flatten(0, 1).flatten(1, 2).transpose(1, 2)
     v = v.flatten(0, 1).flatten(1, 2).transpose(1, 2)
     show("g f(q), g f(k), v in groups of one frame", fq)
+
+    # Keys and values meet first, queries come last.
     kv = fk.transpose(-2, -1) @ v
     show("sum_j f(k_j)^T v_j            all that a query sees", kv)
     z = fq @ fk.sum(-2)[..., None]
@@ -570,6 +620,8 @@ def walk():
     show("y_i = f(q_i) [sum_j f(k_j)^T v_j] / z_i", y)
     y = layer.proj(y.transpose(1, 2).reshape(1, 16, 17, 17, 512))
     show("proj(y)", y)
+
+    # The layer itself must agree.
     torch.testing.assert_close(y, layer(x))
     parameters = sum(p.numel() for p in layer.parameters())
     print(f"the layer itself gives the same y; {parameters:,} parameters\n")
@@ -588,6 +640,7 @@ def best_ms(run, *inputs):
 @torch.no_grad()
 def race(sizes=(64, 196, 784, 3136, 12544, 50176), limit_s=20):
     """Linear against fused softmax attention as N grows; runs over limit_s are skipped."""
+    # One thread, so that only the mathematics decides.
     torch.set_num_threads(1)
     print("8 heads, d = 64, float32, one CPU thread, forward; the best time of at least 4 runs")
     print(f"{'N':>6} {'linear ms':>10} {'softmax ms':>10} {'ratio':>6}")
@@ -595,6 +648,7 @@ def race(sizes=(64, 196, 784, 3136, 12544, 50176), limit_s=20):
     softmax_ms = 0
     for N in sizes:
         q, k, v = torch.randn(3, 1, 8, N, 64)
+        # The features are part of the price.
         linear_ms = best_ms(lambda: linear(features(q, "relu"), features(k, "relu"), v))
         if N >= 784:
             logs.append((math.log(N), math.log(linear_ms)))

@@ -571,7 +571,7 @@ def test_shifts_move_what_the_released_code_moves():
         y = A.spatial_shift(x, size)
         for i, (down, right) in enumerate(order[size]):
             for r, c in np.ndindex(6, 7):
-                expected = x[:, :, r, c] * (i >= 4)
+                expected = x[:, :, r, c] if i >= 4 else torch.zeros_like(x[:, :, r, c])
                 if 0 <= r + down < 6 and 0 <= c + right < 7:
                     expected = x[:, :, r + down, c + right]
                 close(y[:, :, r, c, i*f:(i+1)*f], expected[..., i*f:(i+1)*f])
@@ -1566,6 +1566,11 @@ def test_prediction_prints_class_names_and_names_what_it_cannot_read(videos, tmp
     lines = capsys.readouterr().out.splitlines()[-5:]  # '  12.3 %  abseiling'
     assert {line.split(" %  ")[1] for line in lines} < set(D.class_names("k400"))
     assert "has 400 classes and no names for them, --data ssv2 has 174" in command(*words, "ssv2")
+
+
+def test_float16_on_a_cpu_works_and_says_that_it_is_slow(capsys):
+    cfg = train.where_to_run(train.resolve(dict(dtype=["float16"], device=["cpu"])))
+    assert cfg["dtype"] == "float16" and "several times slower" in capsys.readouterr().out
 
 
 def test_a_sweep_is_a_table_of_rows_and_seeds(videos, tmp_path, capsys):

@@ -54,14 +54,17 @@ from data import SETTINGS as CLIPS
 
 # Where and how to run. These do not change what is computed, and are not saved.
 RUN = {
+    # what there is, and where the rest goes
     "root": ("", None, "where the videos are (default data/NAME)"),
     "init": ("", None, "weights: ours, released, or an image FocalNet's, which are inflated"),
     "temporal_init": ("fresh", ("fresh", "identity"), "start of an inflated network's time branch"),
     "resume": ("", None, "go on exactly with a checkpoint; without a name OUT/last.pt"),
     "out": ("out", None, "folder for last.pt, best.pt, log.jsonl"),
+    # the machine
     "workers": (-1, (-1, 256), "processes that load data; -1: none for toy, else one per CPU core"),
     "device": ("auto", None, "cpu, cuda, cuda:1, ..; auto: cuda if there is one"),
     "compile": (False, None, "torch.compile the network (for GPUs)"),
+    # what to do instead of training
     "eval": (False, None, "evaluate --init on the validation videos"),
     "predict": ((), None, "print the most probable classes of these videos"),
     "sweep": ((), None, "a table, one row for each 'name=value name=value'; '' changes nothing"),
@@ -70,20 +73,24 @@ RUN = {
 
 # How a network learns: the recipe of the Video-FocalNets.
 LEARNING = {
+    # what is learned, and by what
     "data": ("toy", None, f"toy, {', '.join(NAMED)}, a folder of class folders, or a list file"),
     "model": ("focal_toy", tuple(MODELS), "see backbone.py"),
     "seed": (0, (0, 2**31), "of weights, order, augmentation and toy data"),
+    # how long, and in which portions
     "epochs": (120.0, (0.001, 1e6), "passes over the training data"),
     "steps": (0, (0, 1e9), "optimizer steps; 0: as many as epochs says"),
     "batch_size": (8, (1, 1e5), "clips per process and micro-batch"),
     "accumulate": (1, (1, 1e5), "micro-batches per optimizer step"),
+    # how fast; all rates but --lr are for lr_batch clips a step, and scaled with them
     "optimizer": ("sgd", ("sgd", "adamw"), "sgd has Nesterov momentum"),
-    "base_lr": (0.1, (1e-9, 1e3), "peak learning rate for lr_batch clips a step; scaled with them"),
+    "base_lr": (0.1, (1e-9, 1e3), "peak learning rate for lr_batch clips a step"),
     "lr_batch": (512, (1, 1e6), "clips a step that base_lr, warmup_lr and min_lr are for"),
     "lr": (0.0, (0, 1e9), "the peak itself; 0: base_lr * clips a step / lr_batch"),
     "warmup": (20/120, (0, 0.99), "share of training in which the rate rises"),
-    "warmup_lr": (0.001, (0, 1e3), "rate of the first step, scaled as base_lr is"),
-    "min_lr": (0.001, (0, 1e3), "rate at the end, scaled as base_lr is"),
+    "warmup_lr": (0.001, (0, 1e3), "rate of the first step"),
+    "min_lr": (0.001, (0, 1e3), "rate at the end"),
+    # the optimizer's own numbers
     "momentum": (0.9, (0, 0.9999), "of sgd"),
     "betas": ((0.9, 0.999), (0, 0.99999), "of adamw"),
     "weight_decay": (0.0, (0, 10), "the paper says 1e-4, but its code lets no parameter decay"),
@@ -94,6 +101,8 @@ LEARNING = {
 
 # Recipes hold what differs from these defaults, and from those of the clips.
 FOCAL = PIPELINES["focal"]
+
+# Linear Video Transformer, Something-Something.
 LVT = PIPELINES["lvt_ssv2"] | dict(
     epochs=35.0,
     warmup=5/35,
@@ -105,6 +114,8 @@ LVT = PIPELINES["lvt_ssv2"] | dict(
     weight_decay=1e-4,  # of everything, norms and biases too
     clip_grad=0.0,
 )
+
+# The same, Kinetics.
 LVT_KINETICS = PIPELINES["lvt_kinetics"] | dict(
     epochs=40.0,  # the paper says 35
     warmup=5/40,
@@ -116,8 +127,10 @@ LVT_KINETICS = PIPELINES["lvt_kinetics"] | dict(
     weight_decay=1e-5,
     clip_grad=0.0,
 )
+
+# Ours, by trial. Shorter, some seeds stop short of 100 %.
 TOY = PIPELINES["toy"] | dict(
-    epochs=7.0,  # ours, by trial
+    epochs=7.0,
     warmup=0.1,
     batch_size=32,
     base_lr=0.1,  # at 0.2 some seeds never leave chance
@@ -127,8 +140,10 @@ TOY = PIPELINES["toy"] | dict(
     betas=(0.9, 0.98),
     clip_grad=1.0,
 )
+
 # By the family of the model and the data set. What is not here has the recipe of k400.
 RECIPES = {
+    # Video-FocalNets: the released configs differ in the model and in flips only.
     "focal": {
         "toy": TOY,
         "k400": FOCAL,
@@ -137,8 +152,9 @@ RECIPES = {
         "activitynet": FOCAL,
         "ssv2": FOCAL | dict(flip=0.0),  # classes say left and right
     },
+    # From a fresh start the transformer does not learn with sgd; the papers start from images.
     "lvt": {
-        "toy": TOY | dict(optimizer="adamw", base_lr=0.003, weight_decay=0.05),  # not with sgd
+        "toy": TOY | dict(optimizer="adamw", base_lr=0.003, weight_decay=0.05),
         "k400": LVT_KINETICS,
         "k600": LVT_KINETICS,
         "ssv2": LVT,
@@ -150,6 +166,7 @@ RECIPES = {
 
 def lr_at(step, steps, warmup, peak, first, last):
     """Learning rate of a step: a line from `first` to `peak` over `warmup`, a cosine to `last`."""
+    # The warm-up.
     if step < warmup:
         return first + (peak - first) * step / warmup
     # The released cosine counts from step 0: it drops by 6.6 % at the seam, where ours begins.
@@ -159,6 +176,7 @@ def lr_at(step, steps, warmup, peak, first, last):
 
 def make_schedule(cfg, clips):
     """How long and at which rates `clips` clips are learned from; ValueError if there are too few."""
+    # Steps: as many as were asked for, or as the epochs have.
     world = cfg["world"]
     batches, steps_per_epoch = steps_in_epoch(clips, cfg["batch_size"], cfg["accumulate"], world)
     if batches == 0:
@@ -182,6 +200,7 @@ def make_optimizer(model, cfg, peak):
         return torch.optim.SGD(model.parameters(), lr=peak, momentum=cfg["momentum"],
                                nesterov=True, weight_decay=cfg["weight_decay"])
     elif cfg["optimizer"] == "adamw":
+        # Norms and biases have one axis; embeddings are values, not maps.
         decay = []
         rest = []
         for name, parameter in model.named_parameters():
@@ -210,6 +229,7 @@ def evaluate(model, dataset, cfg):
     wrong: to drop it would flatter. (Released: Video-FocalNet drops the odd video of a process; the
     transformer sums logits, where one view that is very sure outvotes the others.)
     """
+    # A row of scores for each video.
     model.eval()
     clips, crops = dataset.views
     views = clips * crops
@@ -222,9 +242,13 @@ def evaluate(model, dataset, cfg):
     batches = [[(0, i) for i in mine[k:k+per_batch]] for k in range(0, len(mine), per_batch)]
     for batch in loader(dataset, batches, cfg):
         x = to_device(batch, cfg)  # (videos * views, 3, T, S, S)
+
+        # The views of a video may be more than a batch: a part at a time.
         with autocast(cfg):
             logits = torch.cat([model(part).float() for part in x.split(cfg["batch_size"])])
         scores[batch["index"]] = logits.softmax(-1).unflatten(0, (-1, views)).mean(1)
+
+        # What could not be read is named here, and counted at the end.
         for i, reason in zip(batch["index"], batch["bad"]):
             if reason:
                 bad[i] = 1
@@ -240,9 +264,12 @@ def evaluate(model, dataset, cfg):
 
 def accuracies(scores, labels, bad):
     """scores (videos, classes), labels (videos,), bad (videos,) bool -> the metrics of evaluate."""
+    # Is the label among the five highest, is it the highest?
     top = scores.topk(min(5, scores.shape[1])).indices  # (videos, 5)
     good = ~bad & scores.isfinite().all(1)  # nan is no answer
     hits = ((top == labels[:, None]) & good[:, None]).float()
+
+    # Every class counts alike, however many videos it has.
     per_class = torch.stack([hits[labels == c, 0].mean() for c in labels.unique()])
     return dict(top1=100 * hits[:, 0].mean().item(), top5=100 * hits.sum(1).mean().item(),
                 mean_class=100 * per_class.mean().item(), videos=len(labels), bad=int(bad.sum()))
@@ -256,6 +283,8 @@ def mean_gates(model, dataset, cfg):
     """
     if cfg["mixer"] != "focal":
         return {}
+
+    # Four clips from all over the data set, with the network's maps.
     chosen = np.linspace(0, len(dataset) - 1, 4).astype(int)
     batch = torch.utils.data.default_collate([dataset[0, i] for i in chosen])
     maps = []
@@ -264,6 +293,7 @@ def mean_gates(model, dataset, cfg):
         model(to_device(batch, cfg)[:4], maps)
     model.train()
 
+    # The mean over clips, tokens and blocks of each stage.
     means = {}
     for number, stage in enumerate(maps, 1):
         for key in ("gates", "gates_temporal"):
@@ -276,18 +306,22 @@ def mean_gates(model, dataset, cfg):
 @torch.no_grad()
 def predict(model, classes, cfg):
     """Prints the most probable classes of each file, preprocessed as in evaluation -> exit status."""
+    # The files are a data set without labels.
     files = cfg["predict"]
     dataset = VideoSet(files, [0] * len(files), classes, cfg, views=cfg["views"])
     model.eval()
     status = 0
     for i, path in enumerate(files):
         batch = torch.utils.data.default_collate([dataset[0, i]])
+        # A file that cannot be read is named, and the others go on.
         if batch["bad"][0]:
             print(f"error: {batch['bad'][0]}", file=sys.stderr)
             status = 1
             continue
         with autocast(cfg):
             scores = model(to_device(batch, cfg)).float().softmax(-1).mean(0)
+
+        # The five best, the most probable first.
         print(path)
         for value, c in zip(*scores.topk(min(5, len(classes)))):
             print(f"  {100 * value:5.1f} %  {classes[c]}")
@@ -302,8 +336,9 @@ def write_whole(path, content):
         with open(path + ".tmp", "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # on the disk, not only on its way there
         os.replace(path + ".tmp", path)
+    # A full disk, most likely: make room, and say how much was needed.
     except OSError as error:
         with contextlib.suppress(OSError):
             os.remove(path + ".tmp")
@@ -322,6 +357,8 @@ def save(name, parts, state, cfg):
     if not all(parameter.isfinite().all() for parameter in parts["model"].parameters()):
         print(f"step {state['step']}: the weights are not finite, {path} was not written")
         return
+
+    # Made in memory first: its size is known, and a full disk is noticed by us, not inside of torch.
     checkpoint = {part: value.state_dict() for part, value in parts.items()}
     content = io.BytesIO()
     torch.save(checkpoint | state | dict(settings=deciding(cfg)), content)
@@ -333,9 +370,12 @@ def open_folder(cfg, state, resumed):
     Makes --out ready, and locks it as long as this process lives: returns the lock, to be kept. An
     older run's files become *.old; a resumed run's log loses the lines that come after its state.
     """
+    # One run at a time.
     out = cfg["out"]
     os.makedirs(out, exist_ok=True)
     lock = lock_folder(out)
+
+    # Make room: what an older run left is kept, until the next one.
     for name in ("last.pt", "best.pt", "log.jsonl"):
         path = os.path.join(out, name)
         with contextlib.suppress(FileNotFoundError):
@@ -356,6 +396,7 @@ def open_folder(cfg, state, resumed):
 
 def lock_folder(out):
     """Raises ValueError if another run writes there. The lock goes with its process, however it ends."""
+    # The operating system keeps the lock, so there is nothing to clean up after a kill.
     file = open(os.path.join(out, "lock"), "w")
     if os.name == "posix":
         import fcntl
@@ -383,9 +424,12 @@ def restore(saved, parts, state):
 
 def first_lines(model, sets, schedule, cfg):
     """Printed once: the network, the data, the steps; the recipe, and what differs from it."""
+    # What differs from the recipe.
     family, recipe, base = base_settings(cfg["model"], cfg["data"])
     changed = [f"{key} {shown(cfg[key])} (not {shown(value)})" for key, value in base.items()
                if key in deciding(cfg) and cfg[key] != value and key not in ("data", "dtype")]
+
+    # Three lines.
     parameters = sum(p.numel() for p in model.parameters())
     side = cfg["image_size"]
     return (
@@ -406,6 +450,7 @@ def new_tally():
 
 def count(tally, state, loss, norm, clips, waited):
     """Adds a step to the tally, and moves the state on; an infinite gradient counts as such."""
+    # An infinite gradient has no norm and often no loss: neither enters the means.
     tally["clips"] += clips
     tally["waited"] += waited
     if math.isfinite(norm):
@@ -415,6 +460,8 @@ def count(tally, state, loss, norm, clips, waited):
     else:
         tally["infinite"] += 1
         state["streak"] += 1
+
+    # The step counts either way, so that the data goes on.
     state["step"] += 1
     state["epoch"] = state["step"] / state["shape"]["steps_per_epoch"]
 
@@ -464,11 +511,12 @@ def final_line(metrics, views):
     return line
 
 
+# For the log: JSON knows no NaN.
 def finite(value):
-    """A number for the log, None for what is none: JSON knows no NaN."""
     return value if math.isfinite(value) else None
 
 
+# None if there is nothing to take the mean of.
 def mean_of(values):
     return float(np.mean(values)) if values else None
 
@@ -505,12 +553,15 @@ def asked_to_stop(cfg):
 
 
 class Diverged(ValueError):
-    """Training that cannot go on."""
+    """Training that cannot go on: gradients stay infinite."""
 
 
 def give_up(parts, state, cfg, lr, dataset, batches):
     """After 20 infinite gradients in a row: saves what is finite, raises with the clips at hand."""
+    # The weights have not been touched since; if they are finite, they are kept.
     save("last.pt", parts, state, cfg)
+
+    # The clips of this step, by file or by number.
     clips = []
     for batch in batches:
         for i in batch["index"].tolist():
@@ -528,11 +579,14 @@ def set_up(model, dataset, cfg, resumed):
     -> schedule (steps and rates), parts (everything with a state_dict) and state (plain values):
     what a checkpoint holds is parts, state and settings. With `resumed`, a checkpoint, as it was.
     """
+    # Everything with a state_dict. The scaler does nothing unless the precision is float16.
     schedule = make_schedule(cfg, len(dataset))
     optimizer = make_optimizer(model, cfg, schedule["rates"]["peak"])
     scaler = torch.amp.GradScaler(torch.device(cfg["device"]).type,
                                   enabled=cfg["dtype"] == "float16")
     parts = dict(model=model, optimizer=optimizer, scaler=scaler)
+
+    # Plain values. The shape of an epoch has to be the same when a run goes on.
     shape = {key: schedule[key] for key in ("clips_per_step", "steps_per_epoch")}
     state = dict(step=0, epoch=0.0, streak=0, best=-1.0, metrics={}, classes=dataset.classes,
                  shape=shape)
@@ -543,6 +597,7 @@ def set_up(model, dataset, cfg, resumed):
 
 def inputs(batch, step, k, num_classes, cfg):
     """Micro-batch k of a step on the device -> x (B, 3, T, S, S), targets (B, num_classes)."""
+    # The same numbers for the same step, whether the run was stopped in between or not.
     rng = numbers(STEP, cfg["seed"], step, k, cfg["rank"])
     torch.manual_seed(torch_seed(rng))  # for drop path and dropout, too
     labels = batch["label"].to(cfg["device"])
@@ -552,12 +607,15 @@ def inputs(batch, step, k, num_classes, cfg):
 
 def finish_epoch(net, parts, state, dataset, cfg):
     """Validates with one view of each video, writes the log's line, keeps the best and the last."""
+    # The metrics have what training counted; evaluation adds its own.
     metrics = state["metrics"]
     metrics |= evaluate(net, dataset, cfg)
     if cfg["rank"] == 0:
         metrics |= mean_gates(parts["model"], dataset, cfg)
         with open(os.path.join(cfg["out"], "log.jsonl"), "a") as file:
             file.write(json.dumps(metrics, allow_nan=False) + "\n")
+
+    # Killed before this, the run validates again when it goes on: see `train`.
     if metrics["top1"] > state["best"]:
         state["best"] = metrics["top1"]
         save("best.pt", parts, state, cfg)
@@ -596,8 +654,9 @@ def train(model, sets, cfg, resumed=None):
     if state["metrics"] and "top1" not in state["metrics"]:
         finish_epoch(eval_net, parts, state, sets["val"], cfg)
 
+    # A bar, in a terminal; lines only, where the output goes into a file.
     bar = tqdm(total=schedule["steps"], initial=state["step"], unit="step", dynamic_ncols=True,
-               disable=None if cfg["rank"] == 0 else True)  # None: only in a terminal
+               disable=None if cfg["rank"] == 0 else True)
     with catching_signals(), bar:
         stopped = loop(net, eval_net, sets, schedule, parts, state, cfg, bar)
     return stopped, state["metrics"]
@@ -605,6 +664,7 @@ def train(model, sets, cfg, resumed=None):
 
 def loop(net, eval_net, sets, schedule, parts, state, cfg, bar):
     """The loop itself, from state["step"] to the last step, or to a signal: returns its number."""
+    # What changes from step to step.
     optimizer = parts["optimizer"]
     scaler = parts["scaler"]
     tally = new_tally()
@@ -668,6 +728,7 @@ def loop(net, eval_net, sets, schedule, parts, state, cfg, bar):
 
 def parse(words):
     """['--lr', '0.1', '--eval'] -> {'lr': ['0.1'], 'eval': []}; --lr=0.1 is the same."""
+    # A word with -- opens a flag, the others are its values.
     flags = {}
     for word in words:
         if word.startswith("--"):
@@ -689,6 +750,7 @@ def shown(value):
 
 def number(name, text, kind):
     """'3' -> 3 for int, 3.0 for float; ValueError for what is no number, nan or infinite."""
+    # What is no number becomes nan, which is refused, as a nan that was written is.
     try:
         value = kind(text)
     except ValueError:
@@ -713,6 +775,7 @@ def value_of(name, texts, default, allowed):
                          f"--{name} {shown(default) or 'NAME'}")
     text = texts[0]
 
+    # True or False; a word; numbers with commas; a number.
     if isinstance(default, bool):
         if text.lower() not in ("true", "false"):
             raise ValueError(f"--{name} {text}: must be True or False")
@@ -743,7 +806,10 @@ def value_of(name, texts, default, allowed):
 
 def base_settings(model, data):
     """-> family, the recipe's data set, and all settings before any flag: defaults, then recipe."""
+    # The number of classes is the data's.
     own = {name: value for name, value in arguments(model).items() if name != "num_classes"}
+
+    # The recipe may change any default, of training, of clips, of the model.
     family = model.split("_")[0]
     recipe = data if data in RECIPES[family] else "k400"
     base = {name: default for name, (default, _, _) in (RUN | LEARNING | CLIPS).items()}
@@ -781,6 +847,7 @@ def resolve(flags, saved=None):
         if name not in common:
             given[name] = value_of(name, texts, cfg[name], None)
 
+    # Later ones win.
     if saved:
         cfg |= known_settings(saved, cfg)
     cfg |= given
@@ -790,11 +857,14 @@ def resolve(flags, saved=None):
 
 def known_settings(saved, cfg):
     """A checkpoint's settings; those of another version are named, and refused or made up for."""
+    # To ignore one would be to compute something else.
     unknown = sorted(saved.keys() - deciding(cfg).keys())
     if unknown:
         raise ValueError(f"the checkpoint has settings that this version does not know: "
                          f"{', '.join(unknown)}; start from its weights: --init FILE with --model "
                          "and --data")
+
+    # One that did not exist then had no effect, or its default's.
     missing = sorted(deciding(cfg).keys() - saved.keys())
     if missing:
         print("not in the checkpoint, taken from the defaults: "
@@ -804,6 +874,7 @@ def known_settings(saved, cfg):
 
 def check(cfg):
     """Raises ValueError for settings that are fine alone and cannot work, before any work."""
+    # Text that has a form, folders, ranges.
     parse_views(cfg["views"])
     if os.path.exists(cfg["out"]) and not os.path.isdir(cfg["out"]):
         raise ValueError(f"--out {cfg['out']}: is a file, a folder is needed")
@@ -811,10 +882,14 @@ def check(cfg):
         raise ValueError(f"--crop_range {shown(cfg['crop_range'])}: must be the lower number first")
 
     # On the meta device a network costs nothing, and says what it cannot be.
-    changed = {name: cfg[name] for name, value in arguments(cfg["model"]).items()
-               if name in cfg and cfg[name] != value}
     with torch.device("meta"):
-        create_model(cfg["model"], **changed)
+        network(cfg)
+
+
+def network(cfg, num_classes=None):
+    """The model of the settings, with fresh weights."""
+    own = {name: cfg[name] for name in arguments(cfg["model"]) if name in cfg}
+    return create_model(cfg["model"], num_classes, **own)
 
 
 def where_to_run(cfg):
@@ -822,6 +897,8 @@ def where_to_run(cfg):
     world = int(os.environ.get("WORLD_SIZE", 1))  # set by torchrun, as are the next two
     rank = int(os.environ.get("RANK", 0))
     local = int(os.environ.get("LOCAL_RANK", 0))
+
+    # The device: each process has a GPU of its own.
     name = cfg["device"]
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -835,6 +912,7 @@ def where_to_run(cfg):
         name = f"cuda:{local}"
         torch.cuda.set_device(local)
 
+    # What is left to us: precision, and the processes that load.
     dtype = cfg["dtype"]
     if dtype == "auto":
         dtype = "bfloat16" if device.type == "cuda" else "float32"
@@ -848,6 +926,7 @@ def where_to_run(cfg):
 
 def show_help(flags):
     """Every setting with its default, its range and its meaning; with --model, its arguments."""
+    # The defaults of a model on a data set.
     chosen = {name: value_of(name, flags[name], *LEARNING[name][:2])
               for name in ("model", "data") if name in flags}
     data = chosen.get("data", "toy")
@@ -881,6 +960,8 @@ def open_sets(cfg, names):
     """The data sets that this run needs; labels are indices into `names`, a checkpoint's classes."""
     if not cfg["eval"]:
         return open_data(cfg, ["train", "val"])
+
+    # To evaluate, the checkpoint's classes decide which index means what.
     sets = open_data(cfg, ["val"], cfg["views"])
     val = sets["val"]
     if names and val.classes != names:
@@ -909,10 +990,9 @@ def classes_of(checkpoint, cfg):
 
 def build_model(cfg, classes, resumed, initial):
     """The network with the weights it starts from: resumed's, those of --init, or fresh ones."""
+    # Fresh weights come from the seed; what is loaded replaces them.
     torch.manual_seed(torch_seed(numbers(WEIGHTS, cfg["seed"])))
-    changed = {name: cfg[name] for name, value in arguments(cfg["model"]).items()
-               if name in cfg and cfg[name] != value}
-    model = create_model(cfg["model"], num_classes=len(classes), **changed)
+    model = network(cfg, len(classes))
     if resumed:
         model.load_state_dict(resumed["model"])
     elif initial:
@@ -933,12 +1013,14 @@ def sweep(flags):
     Asks a question in rows: each argument of --sweep changes the settings of the command line, for
     `seeds` seeds. Prints a markdown table as it grows, and writes it to OUT/sweep.md.
     """
+    # A row is the command line with a few flags more.
     cfg = resolve(flags)
     rows = [parse(f"--{change}" for change in row.split()) for row in cfg["sweep"]]
     base = {name: texts for name, texts in flags.items() if name not in ("sweep", "seeds", "seed")}
     for row in rows:
         resolve(base | row)  # every mistake is found before the first run
 
+    # The table grows on the screen and on the disk.
     os.makedirs(cfg["out"], exist_ok=True)
     command = " ".join(f"--{name} {' '.join(texts)}" for name, texts in base.items())
     seeds = range(cfg["seed"], cfg["seed"] + cfg["seeds"])
@@ -962,6 +1044,7 @@ def sweep(flags):
 
 def one_run(flags):
     """Trains -> {top1, clips_per_s, parameters, macs}, top1 nan if it diverged; a signal's number."""
+    # The same as from the command line, without its lines.
     words = [word for name, texts in flags.items() for word in (f"--{name}", *texts)]
     with contextlib.redirect_stdout(None):
         try:
@@ -971,22 +1054,22 @@ def one_run(flags):
     if status:
         return status
 
-    # The rest stands in the run's folder.
+    # What came out stands in the run's folder.
     out = flags["out"][0]
     checkpoint = read_checkpoint(os.path.join(out, "last.pt"))
     with open(os.path.join(out, "log.jsonl")) as file:
         speeds = [json.loads(line)["clips_per_s"] for line in file]
-    cfg = checkpoint["settings"]
-    known = {name: cfg[name] for name, value in arguments(cfg["model"]).items()
-             if name in cfg and cfg[name] != value}
+
+    # What it costs is counted.
     with torch.device("meta"):
-        model = create_model(cfg["model"], len(checkpoint["classes"]), **known)
+        model = network(checkpoint["settings"], len(checkpoint["classes"]))
     return dict(top1=checkpoint["metrics"]["top1"], clips_per_s=float(np.mean(speeds)),
                 parameters=sum(p.numel() for p in model.parameters()), macs=count_macs(model))
 
 
 def table_row(text, runs):
     """A row of the sweep's table: its change, top-1 of each seed, mean, spread, and what it costs."""
+    # The spread is that from the worst seed to the best.
     top1 = [one["top1"] for one in runs]
     seeds = ", ".join("diverged" if math.isnan(value) else f"{value:.1f}" for value in top1)
     speed = np.mean([one["clips_per_s"] for one in runs])
@@ -998,8 +1081,12 @@ def read_start(cfg):
     """-> the checkpoint to go on with, and the one to start from; {} for none."""
     if (cfg["eval"] or cfg["predict"]) and not cfg["init"]:
         raise ValueError("--eval and --predict need weights: --init FILE, as in --init out/best.pt")
+
+    # Weights to start from, or nothing.
     if not cfg["resume"]:
         return {}, read_checkpoint(cfg["init"]) if cfg["init"] else {}
+
+    # A run to go on with.
     path = cfg["resume"]
     if path == "last":
         path = os.path.join(cfg["out"], "last.pt")
@@ -1012,6 +1099,7 @@ def read_start(cfg):
 
 def refuse_changes(cfg, saved):
     """Raises ValueError if flags would make a resumed run another one."""
+    # A batch may be cut otherwise, into micro-batches or processes: `restore` compares its size.
     changed = [f"{name} was {shown(value)}, is {shown(cfg[name])}" for name, value in saved.items()
                if cfg[name] != value and name not in ("batch_size", "accumulate")]
     if changed:
@@ -1032,6 +1120,8 @@ def run(words):
              if name in RUN}
     start = {name: default for name, (default, _, _) in RUN.items()} | early
     resumed, initial = read_start(start)
+
+    # These settings stand between the recipe and the flags.
     saved = resumed.get("settings")
     if start["eval"] or start["predict"]:
         saved = initial.get("settings")
@@ -1041,6 +1131,7 @@ def run(words):
     if cfg["rank"] > 0:
         sys.stdout = open(os.devnull, "w")  # only rank 0 prints
 
+    # No data set is needed to predict.
     if cfg["predict"]:
         if "views" not in flags:
             cfg["views"] = "1x1"
@@ -1060,7 +1151,8 @@ def run(words):
             print(f"\nstopped by {signal.Signals(stopped).name}; saved {cfg['out']}/last.pt, go on "
                   "with --resume")
             return 128 + stopped
-        if cfg["views"] != "1x1":  # as the papers test: the last weights, several views
+        # As the papers test: the last weights, several views.
+        if cfg["views"] != "1x1":
             val = sets["val"]
             test = VideoSet(val.clips, val.labels, val.classes, cfg, views=cfg["views"])
             metrics = evaluate(model, test, cfg)
