@@ -1,10 +1,10 @@
 """
 The networks: a video clip in, class scores out.
 
-One block serves them all. It adds what its mixers say, one after the other, then what an MLP says:
+One block serves them all: residual branches, one after the other.
 
-    x = x + mixer(norm(x))        for each mixer: here tokens exchange what they know
-    x = x + mlp(norm(x))          here each token thinks on its own
+    x = x + mixer(norm(x))        for each of its mixers: mixes tokens
+    x = x + mlp(norm(x))          acts on each token alone
 
 The mixer defines the network: focal modulation (focal.py) mixes space and time at once; attention
 (linear_attn.py) usually has two mixers, along time first, then across space. Two trunks take either:
@@ -12,7 +12,7 @@ The mixer defines the network: focal modulation (focal.py) mixes space and time 
     Pyramid  Video-FocalNet
         clip     (B, 3, T, H, W)         8 frames of 224 x 224
         stem     (B, T, H/4, W/4, C)     a 4 x 4 convolution with stride 4: 56 x 56 tokens a frame
-        stage 1  (B, T, H/4, W/4, C)     blocks
+        stage 1  (B, T, H/4, W/4, C)     blocks (H/patch: 4 is the default)
         stage 2  (B, T, H/8, W/8, 2C)    half as many tokens each way, twice the channels; blocks
         ...      norm, mean over T, H, W, Linear  ->  logits (B, num_classes)
 
@@ -23,14 +23,15 @@ The mixer defines the network: focal modulation (focal.py) mixes space and time 
                  norm, mean over T, H, W, MLP  ->  logits (B, num_classes)
 
 Inside, everything is channels-last: (B, T, H, W, C). Almost no layer knows H and W (Linformer's does,
-its weights are one per token), and there is no position embedding in space: the zero padding of the
-convolutions is all that tells a token where it is.
+its weights are one per token), and there is no position embedding in space: position enters through
+the zero padding of convolutions and shifts only (and cosFormer's index).
 
 Sources: Wasim et al. 2023, arXiv:2307.06947 (Video-FocalNet); Yang et al. 2022, arXiv:2203.11926
 (FocalNet); "Linear Video Transformer with Feature Fixation", arXiv:2210.08164.
 Try it: python backbone.py    every preset with its parameters and multiply-adds, 10 s on a CPU
 """
 import collections
+import copy
 import inspect
 import os
 import re
@@ -91,7 +92,7 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(x))
 
 
-def drop_path(y, rate, per_frame):
+def drop_branch(y, rate, per_frame):
     """
     Leaves a branch out at random: y (B, T, H, W, C) -> y / (1 - rate) with probability 1 - rate,
     else 0, drawn for each clip, or for each frame of each clip. The mean stays y, so that
@@ -108,10 +109,10 @@ class Block(nn.Module):
     """
     x = x + mixer(norm(x)) for each of its mixers, then x = x + mlp(norm(x)), (B, T, H, W, dim).
 
-    mixers       a list of modules, (B, T, H, W, dim) -> same, that know return_maps=True
-    drop_path    probability that a branch is left out in training, drawn for each clip, or
-    per_frame    for each frame of each clip (released Video-FocalNet: a clip loses a branch in
-                 some of its frames and keeps it in the others)
+    mixers       a list of modules, (B, T, H, W, dim) -> same; with return_maps=True also a dict of
+                 what there is to look at: modulators and gates, or q, k and fixation
+    drop_path    probability that a branch is left out in training
+    per_frame    draw it for each frame of a clip, not for each clip (released Video-FocalNet)
     postln       x + norm(branch(x)), not x + branch(norm(x))
     layerscale   a learned factor per channel and branch, from 1e-4
 
@@ -145,12 +146,12 @@ class Block(nn.Module):
         if gamma is not None:
             y = gamma * y
         if self.training and self.drop_path > 0:
-            y = drop_path(y, self.drop_path, self.per_frame)
+            y = drop_branch(y, self.drop_path, self.per_frame)
         return y
 
     def forward(self, x, maps=None):
-        """x: (B, T, H, W, dim) -> same. `maps`: a list that receives what each mixer shows."""
-        # The mixers, one after the other: tokens exchange what they know.
+        """x: (B, T, H, W, dim) -> same. `maps`: a list that receives the dict of each mixer."""
+        # The mixers, one after the other.
         for mixer, norm, gamma in zip(self.mixers, self.norms, self.gammas):
             y = x if self.postln else norm(x)
             if maps is None:
@@ -188,22 +189,19 @@ def attention_mixers(dim, pattern, temporal_shift, spatial_shift, **options):
             raise ValueError(f"pattern={pattern!r}: a word of {', '.join(AXES)}, "
                              "or several joined by +, as in time+space")
 
-    # Crossed: what a word does not see of time or of space, its shift brings. A shift that no word
-    # takes would be dropped without a word, so it raises.
-    sees_time = {word: {0, 1} <= set(AXES[word]) and word != "joint" for word in words}
-    sees_space = {word: {2, 3, 4, 5} <= set(AXES[word]) and word != "joint" for word in words}
-    if temporal_shift and all(sees_time.values()):
+    # Attention along time takes no temporal shift, attention across space no spatial one. A shift
+    # that none of them takes raises.
+    if temporal_shift and set(words) == {"time"}:
         raise ValueError(f"pattern={pattern!r} with temporal_shift={temporal_shift}: that shift is "
                          "for an attention that does not see all of time; set temporal_shift=0")
-    if spatial_shift and all(sees_space.values()):
+    if spatial_shift and set(words) == {"space"}:
         raise ValueError(f"pattern={pattern!r} with spatial_shift={spatial_shift}: that shift is "
                          "for an attention that does not see all of space; set spatial_shift=0")
-
     mixers = []
     for word in words:
         mixers.append(Attention(dim, pattern=word,
-                                temporal_shift=0 if sees_time[word] else temporal_shift,
-                                spatial_shift=0 if sees_space[word] else spatial_shift,
+                                temporal_shift=0 if word == "time" else temporal_shift,
+                                spatial_shift=0 if word == "space" else spatial_shift,
                                 **options))
     return mixers
 
@@ -261,8 +259,9 @@ class Pyramid(nn.Module):
         else:
             self.patch_embed = PatchEmbed(3, dim, kernel=patch, stride=patch, tubelet=tubelet)
 
-        # The stages, each followed by a step down to half the side and twice the channels. All have
-        # the same kind of mixer; heads double with the channels, so that their width stays.
+        # The stages; between two of them the side halves and the channels double. All have the same
+        # kind of mixer; heads double with the channels, so that their width stays.
+        words = pattern.split("+")
         rates = drop_path_rates(drop_path, sum(depths))
         self.layers = nn.ModuleList()
         for s in range(stages):
@@ -278,8 +277,8 @@ class Pyramid(nn.Module):
                         postln_in_modulation=postln_in_modulation)]
                 elif mixer == "attention":
                     mixers = attention_mixers(
-                        c, pattern, temporal_shift=4 if pattern != "time" else 0,
-                        spatial_shift=1 if pattern != "space" else 0, heads=heads * 2**s,
+                        c, pattern, temporal_shift=0 if set(words) == {"time"} else 4,
+                        spatial_shift=0 if set(words) == {"space"} else 1, heads=heads * 2**s,
                         kernel=kernel, window=window, size=(num_frames // tubelet, side, side))
                 else:
                     raise ValueError(f"mixer={mixer!r}: use 'focal' or 'attention'")
@@ -312,9 +311,9 @@ class Pyramid(nn.Module):
         """clip: (B, 3, T, H, W), normalised -> (B, num_classes). `maps` gets a list per stage."""
         self.check(*clip.shape[2:])
         x = clip.permute(0, 2, 3, 4, 1)  # channels-last
-        x = self.patch_embed(x)  # (B, T', H/4, W/4, dim)
+        x = self.patch_embed(x)  # (B, T/tubelet, H/patch, W/patch, dim)
 
-        # Stage by stage; `shown` has what its mixers show.
+        # Stage by stage; `shown` gets the dicts of its mixers.
         for stage in self.layers:
             shown = None if maps is None else []
             for block in stage["blocks"]:
@@ -322,7 +321,7 @@ class Pyramid(nn.Module):
             if maps is not None:
                 maps.append(shown)
             if "downsample" in stage:
-                x = stage["downsample"](x)  # (B, T', H/2, W/2, 2C)
+                x = stage["downsample"](x)  # half the side, twice the channels
 
         # One vector for the clip, and its scores.
         x = self.norm(x).mean((1, 2, 3))  # (B, C)
@@ -355,7 +354,7 @@ class Plain(nn.Module):
     """
     A ViT for clips: all blocks have the same tokens and width, no class token.
 
-    num_classes, num_frames, image_size    as above; the temporal embedding binds num_frames
+    num_classes, num_frames, image_size    see Pyramid; the temporal embedding binds num_frames
     dim, depth, heads    width, blocks, attention heads
     patch, stride        of the embedding; it overlaps, and pads by patch // 2, where stride < patch
     mixer                'attention' or 'focal' (2 levels, window 3; what follows is attention's)
@@ -365,7 +364,8 @@ class Plain(nn.Module):
                          any T, so that frames t and t + 8 share it; ours has one per frame
     mlp                  'dwconv' (with a 3x3 depthwise convolution) or 'plain'
     head_hidden          width of the head's MLP; 768 as released, whatever dim is
-    drop_path, dropout   the last block's, drawn per clip; before and inside the head
+    drop_path            rate of the last block, drawn per clip
+    dropout              on the tokens before the mean, and in the head
     weight_init          'released': Linear N(0, .02^2), convolutions N(0, 2/fan_out), biases 0
                          'scratch': Linear N(0, 1/fan_in), the rest as above
     """
@@ -437,7 +437,7 @@ class Plain(nn.Module):
         if self.temp_embed is not None:
             x = x + self.temp_embed[..., None, :]  # (1, T, 1, 1, C): the same for a whole frame
 
-        # The blocks; `shown` has what their mixers show.
+        # The blocks; `shown` gets the dicts of their mixers.
         shown = None if maps is None else []
         for block in self.blocks:
             x = block(x, shown)
@@ -471,7 +471,7 @@ def init_weights(model, weight_init):
             nn.init.zeros_(module.bias)
 
 
-# --------------------------------------------------- presets: the only way in
+# --------------------------------------------------- presets
 
 # A preset is its class and the arguments that differ from the defaults there, which are the paper's.
 MODELS = {
@@ -518,8 +518,7 @@ def arguments(name):
 
 def create_model(name, num_classes=None, num_frames=None, image_size=None, **overrides):
     """
-    The only way in: a preset of MODELS with any argument of its class overridden. None keeps the
-    preset's value: 400 classes, 8 frames, 224 pixels for focal_t, 174, 16, 224 for lvt.
+    A preset of MODELS, with any argument of its class overridden. None keeps the preset's value: 400 classes, 8 frames, 224 pixels for focal_t, 174, 16, 224 for lvt.
     Raises ValueError for unknown names and arguments, and for values that cannot work.
     """
     # The three that everybody has stand by name; None leaves them at the preset's.
@@ -548,9 +547,9 @@ def create_model(name, num_classes=None, num_frames=None, image_size=None, **ove
 def check_argument(key, value, default):
     """Raises ValueError, with the value and the rule, unless `value` is of the default's kind."""
     # Most are whole numbers, one or several.
-    numbers = value if isinstance(value, (tuple, list)) else [value]
+    values = value if isinstance(value, (tuple, list)) else [value]
     lowest = 0 if key in ZERO_IS_OFF else 1
-    whole = all(type(number) is int and number >= lowest for number in numbers) and numbers
+    whole = len(values) > 0 and all(type(one) is int and one >= lowest for one in values)
 
     # The kind of the default decides.
     if isinstance(default, bool):
@@ -566,7 +565,7 @@ def check_argument(key, value, default):
         good = isinstance(value, (tuple, list)) and whole
         rule = f"whole numbers from {lowest} on, as in {','.join(map(str, default))}"
     else:
-        good = whole and (numbers is not value or key in MAY_BE_SEVERAL)
+        good = whole and (values is not value or key in MAY_BE_SEVERAL)
         rule = f"a whole number from {lowest} on"
         if key in MAY_BE_SEVERAL:
             rule += ", or several, as in 2,2"
@@ -635,18 +634,15 @@ def our_names(model, state):
     return ours
 
 
-def fitted(key, value, own, inflate):
-    """
-    A tensor of a checkpoint in the shape that this network has for it, or None if that cannot be.
-    own: this network's tensor; inflate: the checkpoint is an image network's.
-    """
+def fitted(key, value, own):
+    """A checkpoint's tensor in the shape of `own`, this network's; None if that cannot be."""
     want = own.shape
 
     # A 1x1 convolution is a Linear, a Conv1d is a Conv2d: the same but for axes of length one.
     if value.squeeze().shape == own.squeeze().shape:
         return value.reshape(want)
     # An image stem sees a tubelet: the mean over its frames.
-    if key == "patch_embed.proj.weight" and inflate and own.ndim == 5:
+    if key == "patch_embed.proj.weight" and own.ndim == 5 and value.ndim == 4:
         if value.shape == want[:2] + want[3:]:
             return value.unsqueeze(2).expand(want) / want[2]
     # The released temporal embedding is 8 long whatever the clip: frame t gets row t mod 8.
@@ -655,7 +651,15 @@ def fitted(key, value, own, inflate):
     return None
 
 
-def load_weights(model, path_or_state_dict, temporal_init="fresh"):
+def weights_of(checkpoint):
+    """The weights of a checkpoint: they stand alone, or beside an optimizer's state, say."""
+    for name in ("model", "model_state", "state_dict_ema"):
+        if name in checkpoint:
+            return checkpoint[name]
+    return checkpoint
+
+
+def load_weights(model, path_or_state_dict, temporal_init="fresh", where="weights"):
     """
     Fill `model` from a checkpoint file or a state dict: ours, a released Video-FocalNet, or an
     image FocalNet (Microsoft's focalnet_*_srf.pth), which is inflated: the network acts on every
@@ -667,31 +671,26 @@ def load_weights(model, path_or_state_dict, temporal_init="fresh"):
                   'parallel' or 'sequential', fusion 'multiply'.
     With a tubelet the stem's kernel is repeated along time and divided by its length. A head with
     another class count stays fresh. Returns and prints {'loaded', 'fresh', 'left_over'}: lists of
-    keys. Raises ValueError for anything else that is missing, unexpected, or of another shape.
+    keys. `where` names the weights in messages, if they come as a dict. Raises ValueError for
+    anything else that is missing, unexpected, or of another shape.
     """
     if temporal_init not in ("fresh", "identity"):
         raise ValueError(f"temporal_init={temporal_init!r}: use 'fresh' or 'identity'")
 
-    # Read: the weights stand alone, or under one of these names.
-    # Training code keeps other things beside them, an optimizer's state, say.
+    # Read.
     source = path_or_state_dict
-    where = "weights"
     if not isinstance(source, dict):
         where = source
         source = read_checkpoint(source)
-    for name in ("model", "model_state", "state_dict_ema"):
-        if name in source:
-            source = source[name]
-            break
 
     # Rename, then inflate: an image network has no weights for time. What fits is loaded; whatever
     # else there is raises, so that nothing is loaded by half.
-    state = our_names(model, source)
+    named = our_names(model, weights_of(source))
     own = model.state_dict()
     temporal = [key for key in own if "_temporal" in key]
-    inflate = bool(temporal) and not any(key in state for key in temporal)
+    inflate = bool(temporal) and not any(key in named for key in temporal)
     fresh = temporal if inflate else []
-    state, swapped = fit_all(where, state, own, fresh, inflate)
+    state, swapped = fit_all(where, named, own, fresh)
     model.load_state_dict(state)
 
     # The start of what is fresh.
@@ -709,14 +708,14 @@ def load_weights(model, path_or_state_dict, temporal_init="fresh"):
         start = "fresh" if temporal_init == "fresh" else "start as the identity"
         report += f"; inflated from an image network, {len(temporal)} temporal tensors {start}"
     if swapped:
-        there = len(our_names(model, source)[swapped[0]])
+        there = len(named[swapped[0]])
         report += (f"; head swapped: {there} classes there, {len(own[swapped[0]])} here, "
                    "it starts fresh")
     print(report)
     return dict(loaded=loaded, fresh=fresh, left_over=swapped)
 
 
-def fit_all(where, state, own, fresh, inflate):
+def fit_all(where, state, own, fresh):
     """
     -> (a full state dict, the keys of a head that stays fresh as its classes differ). Everything
     else that is missing, unexpected or of another shape is collected, and raises ValueError.
@@ -732,7 +731,7 @@ def fit_all(where, state, own, fresh, inflate):
         if key not in own:
             problems.append(f"unexpected: {key} {tuple(value.shape)}")
             continue
-        tensor = fitted(key, value, own[key], inflate)
+        tensor = fitted(key, value, own[key])
         if tensor is not None:
             result[key] = tensor
         elif key.startswith("head.") and value.shape[1:] == own[key].shape[1:]:
@@ -773,11 +772,11 @@ def modulators_of_time_to_one(model):
 
 def count_macs(model):
     """Multiply-adds (the papers' FLOPs) of one clip of its size; convolutions and matmuls only."""
-    # On the meta device shapes are computed, numbers are not.
+    # On the meta device shapes are computed, numbers are not. A copy goes there, the model stays.
     side = model.image_size
     clip = torch.empty(1, 3, model.num_frames, side, side, device="meta")
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.to("meta").eval()(clip)
+        copy.deepcopy(model).to("meta").eval()(clip)
     return counter.get_total_flops() // 2  # the counter counts a multiply-add as two
 
 

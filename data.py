@@ -4,10 +4,10 @@ From video files to batches. The way of a clip, in the order of this file:
     find the files    a table, a list or class folders   -> paths and labels
     decode            only the frames that are asked for -> uint8 (frames, H, W, 3)
     sample            T frame numbers over the whole video, or in a window of it
-    crop              one box for all frames             -> uint8 (T, S, S, 3)
-    collate           clips and a few random numbers     -> uint8 (B, T, S, S, 3)
-    colour            on the device: flip, jitter, grey, normalise -> float (B, 3, T, S, S)
-    mix               mixup or CutMix with another clip of the batch
+    crop              AutoAugment, one box for all frames -> uint8 (T, S, S, 3)
+    batch             clips and a few random numbers     -> uint8 (B, T, S, S, 3)
+    colour            on the device: flip, jitter, grey, normalise, erase -> float (B, 3, T, S, S)
+    mix               targets: smoothing, then mixup or CutMix with another clip of the batch
 
 Everything random about sample i in epoch e comes from a generator made from (seed, e, i), and the
 order of an epoch from (seed, e). So training is one numbered stream of batches, the same for any
@@ -47,7 +47,7 @@ NAMED = ("k400", "k600", "ssv2", "diving48", "activitynet")  # class names in as
 SETTINGS = {
     # which frames, and which part of them
     "sampling": ("segments", ("segments", "tsn", "dense"), "how the frames of a clip are chosen"),
-    "interval": (1, (1, 1000), "dense: frames from one to the next; segments: 1 + hidden last frames"),
+    "interval": (1, (1, 1000), "dense: frames of the window per frame of the clip; segments: see sample_val"),
     "margin": (1.0, (1, 4), "short side before cropping, in units of image_size"),
     "crop": ("none", ("none", "area", "short_side", "multi_scale"), "random crop in training"),
     "crop_range": ((0.08, 1.0), (0.01, 10), "area: share of the frame; short_side: side in crops"),
@@ -126,8 +126,8 @@ SAMPLE = 4  # seed, epoch, i
 STEP = 5  # seed, step, micro-batch, rank
 
 
-def numbers(use, *keys):
-    """The generator of one use: numbers(SAMPLE, seed, epoch, i)."""
+def generator(use, *keys):
+    """The random numbers of one use: generator(SAMPLE, seed, epoch, i)."""
     return np.random.default_rng((use, *keys))
 
 
@@ -214,11 +214,12 @@ def folder_rows(folder):
 
 def find_split(data, root, split):
     """-> (where it was found, rows) of the first layout that is there, or (None, [])."""
-    # A list file brings the other split's list, if there is one: my_train.txt and my_val.txt.
+    # A list file brings the other split's list: my_train.txt has my_val.txt beside it.
     if os.path.isfile(data):
         folder, name = os.path.split(data)
-        beside = os.path.join(folder, name.replace("train", split))
-        listing = beside if os.path.isfile(beside) else data
+        listing = os.path.join(folder, name.replace("train", split))
+        if not os.path.isfile(listing):
+            return None, []
         return listing, list_rows(listing, root if os.path.isdir(root) else folder)
 
     # A table or a list in the root, with the videos beside it.
@@ -257,8 +258,9 @@ def plain(label):
 
 def class_index(labels, data, root):
     """
-    -> (classes, {label: index}) for a set of labels. Numbers are indices. Names that are all
-    official have the official index, others their rank. ValueError for a number that is too large.
+    -> (classes, {label: index}) for a set of labels. Numbers are indices. Names have official
+    indices if all of them are official, else the alphabetical order counts, and a line says so if
+    some are. ValueError for a number that is too large.
     """
     # Numbers: of a named data set, or as many classes as the highest one says.
     classes = class_names(data) if data in NAMED else None
@@ -271,9 +273,13 @@ def class_index(labels, data, root):
                              f"0 to {len(classes) - 1}")
         return classes, {label: int(label) for label in labels}
 
-    # Names: official ones, whatever their spelling; else in alphabetical order.
+    # Names: if all are official, whatever their spelling, their indices; else alphabetical order.
     official = {plain(name): k for k, name in enumerate(classes or [])}
-    if not all(plain(label) in official for label in labels):
+    others = sorted(label for label in labels if plain(label) not in official)
+    if others:
+        if len(others) < len(labels) and classes:
+            print(f"{others[0]!r} is no class of {data} ({len(others)} such names): classes are "
+                  "numbered in alphabetical order, not in the official one")
         classes = sorted(labels)
         official = {plain(name): k for k, name in enumerate(classes)}
     return classes, {label: official[plain(label)] for label in labels}
@@ -302,9 +308,14 @@ def open_data(cfg, splits, views="1x1"):
     elif data not in NAMED and not os.path.isfile(data):
         raise ValueError(f"--data {data}: neither a folder, nor a list file, "
                          f"nor one of toy, {', '.join(NAMED)}")
+    elif cfg["root"] and not os.path.isdir(root):
+        raise FileNotFoundError(f"--root {root}: no such folder")
 
     # Both splits are read, whatever is asked for: a class may be in one of them only.
     found = {split: find_split(data, root, split) for split in ("train", "val")}
+    if os.path.isfile(data) and "train" in splits and found["train"][0] == found["val"][0]:
+        raise ValueError(f"--data {data}: this list would be trained on and validated with; two lists "
+                         "are needed, my_train.txt and, beside it, my_val.txt")
     labels = set()
     for _, rows in found.values():
         labels |= {label for _, label in rows if label is not None}
@@ -468,7 +479,8 @@ def read_clip(path, choose, short_side=None):
 
 def sample_train(n, T, interval, rng):
     """One random frame from each of T equal segments of n. 300 frames, T 8: segments of 37."""
-    # A long video has segments; a shorter one is drawn from; a very short one repeats its frames.
+    # Enough frames: one of each segment. Fewer: sorted random ones, with repeats. Hardly any: evenly
+    # spaced, with repeats.
     usable = max(n - interval + 1, 0)
     segment = usable // T
     if segment > 0:
@@ -481,7 +493,10 @@ def sample_train(n, T, interval, rng):
 
 
 def sample_val(n, T, interval):
-    """The middle of each segment. 300 frames, T 8, interval 4: 18 55 92 129 167 204 241 278."""
+    """
+    The middle of each segment; the last interval - 1 frames are never used. 300 frames, T 8,
+    interval 4: 18 55 92 129 167 204 241 278.
+    """
     return (2 * np.arange(T) + 1) * max(n - interval + 1, 0) // (2 * T)
 
 
@@ -506,15 +521,15 @@ def sample_test(n, T, clips):
 def sample_tsn(n, T, rng=None, clip=0):
     """
     A random frame from each of T segments of n frames, which share their ends; without rng its
-    middle, start or end (clip 0, 1, 2). 50 frames, T 8, clip 1: 0 6 12 18 24 31 37 43.
+    middle or start (clip 0, 1). 50 frames, T 8, clip 1: 0 6 12 18 24 31 37 43.
     """
     # T + 1 edges, the first frame and the last one among them.
     edges = np.round((n - 1) / T * np.arange(T + 1)).astype(int)  # half to even
     start = edges[:-1]
     end = edges[1:]
-    if rng:
+    if rng is not None:
         return rng.integers(start, end + 1)
-    return ((start + end) // 2, start, end)[clip]
+    return start if clip == 1 else (start + end) // 2
 
 
 def sample_dense(n, T, interval, position):
@@ -531,20 +546,20 @@ def choose_frames(n, cfg, clips=1, rng=None):
     """Frame numbers of a video of n frames: (T,) in training (with rng), else (clips * T,)."""
     T = cfg["num_frames"]
     if cfg["sampling"] == "segments":
-        if rng:
+        if rng is not None:
             return sample_train(n, T, cfg["interval"], rng)
         if clips == 1:
             return sample_val(n, T, cfg["interval"])
         return sample_test(n, T, clips).reshape(-1)
     elif cfg["sampling"] == "tsn":
-        if rng:
+        if rng is not None:
             return sample_tsn(n, T, rng)
         if clips > 2:
             return sample_test(n, T, clips).reshape(-1)
         # As released: the first test clip has the middles, the second one the starts.
         return np.concatenate([sample_tsn(n, T, clip=v) for v in range(clips)])
     elif cfg["sampling"] == "dense":
-        if rng:
+        if rng is not None:
             return sample_dense(n, T, cfg["interval"], rng.random())
         if clips == 1:
             return sample_dense(n, T, cfg["interval"], 0.5)
@@ -599,7 +614,8 @@ def multi_scale_box(height, width, rng):
 def training_box(height, width, cfg, rng):
     """(top, left, h, w) of the crop that the settings ask for."""
     if cfg["crop"] == "none":
-        return 0, 0, height, width
+        side = min(height, width)  # the centre, as in validation
+        return (height - side) // 2, (width - side) // 2, side, side
     elif cfg["crop"] == "area":
         return random_box(height, width, cfg["crop_range"], rng)
     elif cfg["crop"] == "short_side":
@@ -690,7 +706,7 @@ def augment(image, name, level, sign):
         return ImageOps.invert(image)
     elif name == "Posterize":
         # Keeps the highest bits; Pillow's own operator refuses to keep none.
-        mask = 256 - (1 << 8 - int(4 * share))
+        mask = 256 - (1 << (8 - int(4 * share)))
         return image.point([i & mask for i in range(256)] * 3)
     elif name == "Solarize":
         return ImageOps.solarize(image, int(256 * share))  # inverts what is brighter
@@ -751,7 +767,7 @@ class VideoSet(torch.utils.data.Dataset):
 
     A sample is a dict: clip, uint8 (T, S, S, 3) in training and (views, T, S, S, 3) otherwise, S =
     image_size; label; index; bad, '' or why this video cannot be used; in training also flip, grey,
-    colour (T, 4) and erase (4,), for `to_device`. A bad video is replaced in training, by a sample
+    colour (T, 4) and erase (4,), for `prepare`. A bad video is replaced in training, by a sample
     drawn from the same generator, and never in evaluation: there it stays, as zeros.
     """
 
@@ -769,7 +785,7 @@ class VideoSet(torch.utils.data.Dataset):
         epoch, i = key
         if self.views:
             return self.evaluation_sample(i)
-        return self.training_sample(i, numbers(SAMPLE, self.cfg["seed"], epoch, i))
+        return self.training_sample(i, generator(SAMPLE, self.cfg["seed"], epoch, i))
 
     def read(self, i, short_side, clips=1, rng=None):
         """The sampled frames of video i, uint8 (clips * T, H, W, 3)."""
@@ -848,30 +864,30 @@ def steps_in_epoch(n, batch_size, accumulate, world):
     return batches, -(-batches // accumulate)  # rounded up: the last step may have fewer batches
 
 
-def batches_before(step, per_epoch, accumulate):
-    """Number of batches before a step: with 5 in an epoch, 2 a step, 0 2 4 | 5 7 9 | 10 .."""
-    epoch, done = divmod(step, -(-per_epoch // accumulate))
-    return epoch * per_epoch + done * accumulate
-
-
-def batch_keys(n, batch_size, seed, start, stop, rank=0, world=1):
+def step_keys(n, cfg, first, last):
     """
-    Batches `start` to `stop` - 1 of training, as lists of (epoch, i). Every epoch is a permutation
-    of the n samples, cut into global batches of world * batch_size; each process takes its part.
-    What does not fill a batch is left out: another rest in every epoch.
+    Yields, for each step from `first` to `last` - 1, this process's batches: lists of (epoch, i).
+    Every epoch is a permutation of the n samples, cut into global batches of world * batch_size;
+    each process takes its part. What does not fill a batch is left out: another rest in every epoch.
     """
-    # A new epoch has a new permutation.
-    per_epoch = n // (batch_size * world)
-    for k in range(start, stop):
-        epoch, j = divmod(k, per_epoch)
-        if k == start or j == 0:
-            order = numbers(ORDER, seed, epoch).permutation(n)
-        at = (j * world + rank) * batch_size
-        yield [(epoch, int(i)) for i in order[at:at+batch_size]]
+    size = cfg["batch_size"]
+    per_epoch, steps = steps_in_epoch(n, size, cfg["accumulate"], cfg["world"])
+    for step in range(first, last):
+        # A new epoch has a new permutation.
+        epoch, j = divmod(step, steps)
+        if step == first or j == 0:
+            order = generator(ORDER, cfg["seed"], epoch).permutation(n)
+
+        # The last step of an epoch has what is left of it.
+        batches = []
+        for k in range(j * cfg["accumulate"], min((j + 1) * cfg["accumulate"], per_epoch)):
+            at = (k * cfg["world"] + cfg["rank"]) * size
+            batches.append([(epoch, int(i)) for i in order[at:at+size]])
+        yield batches
 
 
-# Ctrl-C reaches all processes of a terminal; the loop decides when to end.
 def leave_ctrl_c_to_the_parent(worker):
+    """Ctrl-C reaches all processes of a terminal; the loop decides when to end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
@@ -884,21 +900,15 @@ def loader(dataset, batches, cfg):
 
 
 def stream(dataset, cfg, first, last):
-    """Yields, for each step from `first` to `last` - 1, the list of its batches."""
+    """Yields, for each step from `first` to `last` - 1, the list of its batches, loaded."""
     # One loader for the whole run: its processes work ahead, over the ends of epochs.
     n = len(dataset)
-    per_epoch, _ = steps_in_epoch(n, cfg["batch_size"], cfg["accumulate"],
-                                  cfg["world"])
-    starts = [batches_before(step, per_epoch, cfg["accumulate"]) for step in (first, last)]
-    keys = batch_keys(n, cfg["batch_size"], cfg["seed"], *starts, cfg["rank"], cfg["world"])
+    keys = (batch for step in step_keys(n, cfg, first, last) for batch in step)
     batches = iter(loader(dataset, keys, cfg))
 
     # Hand the batches out, as many as belong to a step.
-    for step in range(first, last):
-        # The last step of an epoch has what is left of it.
-        done = batches_before(step, per_epoch, cfg["accumulate"])
-        count = batches_before(step + 1, per_epoch, cfg["accumulate"]) - done
-        yield [next(batches) for _ in range(count)]
+    for step in step_keys(n, cfg, first, last):
+        yield [next(batches) for _ in step]
 
 
 # --------------------------------------------------- colour: on the device, a batch at a time
@@ -937,8 +947,8 @@ def colour_jitter(x, colour):
     return value - chroma * torch.minimum(k, 4 - k).clamp(0, 1)
 
 
-# (B,) -> (B, 1, 1, 1, 1): one flag for all of a clip
 def per_clip(flags, device):
+    """(B,) -> (B, 1, 1, 1, 1): one flag for all of a clip."""
     return flags.to(device)[:, None, None, None, None]
 
 
@@ -952,11 +962,14 @@ def blank(x, boxes):
     return x.masked_fill(inside[:, None, None], 0)
 
 
-def to_device(batch, cfg):
-    """A batch for the network: uint8 (.., T, S, S, 3) -> float (B, 3, T, S, S), normalised."""
-    # Bytes travel, numbers are made there.
+def prepare(batch, cfg):
+    """
+    Moves a batch to the device, augments and normalises it there: uint8 (B, T, S, S, 3), or
+    (videos, views, T, S, S, 3), whose views become clips -> float (B, 3, T, S, S).
+    """
+    # Send bytes, convert to float on the device.
     device = cfg["device"]
-    x = batch["clip"].flatten(0, -5)  # the views of a video become clips of their own
+    x = batch["clip"].flatten(0, -5)  # (B, T, S, S, 3)
     x = x.to(device, non_blocking=True).permute(0, 4, 1, 2, 3).float() / 255
 
     # Training samples bring what was drawn for them.
@@ -976,7 +989,7 @@ def to_device(batch, cfg):
     return x
 
 
-# --------------------------------------------------- mix: two clips make one
+# --------------------------------------------------- mix: targets, and two clips make one
 
 def mix(x, labels, num_classes, rng, mixup=0.0, cutmix=0.0, switch=0.5, smoothing=0.0):
     """
@@ -990,17 +1003,17 @@ def mix(x, labels, num_classes, rng, mixup=0.0, cutmix=0.0, switch=0.5, smoothin
     if not mixup and not cutmix:
         return x, targets
 
-    # `keep` is what is left of a clip; its partner has the rest.
+    # lam is the share that is left of a clip; its partner has the rest.
     partner = torch.from_numpy(rng.permutation(len(x))).to(x.device)
     if cutmix and (not mixup or rng.random() < switch):
         top, bottom, left, right = cutmix_box(*x.shape[-2:], cutmix, rng)
         x = x.clone()
         x[..., top:bottom, left:right] = x[partner][..., top:bottom, left:right]
-        keep = 1 - (bottom - top) * (right - left) / (x.shape[-2] * x.shape[-1])
+        lam = 1 - (bottom - top) * (right - left) / (x.shape[-2] * x.shape[-1])
     else:
-        keep = rng.beta(mixup, mixup)
-        x = keep * x + (1 - keep) * x[partner]
-    return x, keep * targets + (1 - keep) * targets[partner]
+        lam = rng.beta(mixup, mixup)
+        x = lam * x + (1 - lam) * x[partner]
+    return x, lam * targets + (1 - lam) * targets[partner]
 
 
 def cutmix_box(H, W, alpha, rng):
@@ -1024,8 +1037,8 @@ def toy_clips(n, seed, num_frames=8, size=64):
     n clips of a moving L -> uint8 (n, T, S, S, 3), labels (n,), masks of the L bool (n, T, S, S).
     Lengths in units of half the canvas, [-1, 1] each way, y down; time from -.5 to .5. Every motion
     is odd in time: the reversed clip is a clip of the partner class, c ^ 1, with the same place,
-    size, angle, speed and colours. The ranges are what makes it learnable: with any two colours,
-    smaller shapes or slower turns a small network stays at chance. 3 ms a clip.
+    size, angle, speed and colours. The ranges are what makes it learnable: with wider ranges of
+    colour, smaller shapes or slower turns a small network stays at chance. 3 ms a clip.
     """
     g = torch.Generator().manual_seed(seed)
 
@@ -1084,10 +1097,11 @@ def draw_l(x, y, angle, radius, size):
 @functools.lru_cache(maxsize=6)
 def toy_split(split, seed, num_frames=8, size=64):
     """-> clips, labels. 'train': 2048. 'val': 256 others, then their exact reversals, noise too."""
-    # Twice the clips, of which half are the other half backwards: blind networks get one half wrong.
+    # Validation has each clip and its reversal, whose labels differ. A network that is blind to time
+    # gives both the same answer: at most half of its answers are right.
     if split == "train":
-        return toy_clips(2048, torch_seed(numbers(TOY, seed, 0)), num_frames, size)[:2]
-    clips, labels, _ = toy_clips(256, torch_seed(numbers(TOY, seed, 1)), num_frames, size)
+        return toy_clips(2048, torch_seed(generator(TOY, seed, 0)), num_frames, size)[:2]
+    clips, labels, _ = toy_clips(256, torch_seed(generator(TOY, seed, 1)), num_frames, size)
     return torch.cat([clips, clips.flip(1)]), torch.cat([labels, labels ^ 1])
 
 
@@ -1134,7 +1148,7 @@ def contact_sheet(dataset, path, rows=8):
 
     # As the network gets them, but for the normalising; the frames of a clip side by side.
     as_is = dict(dataset.cfg, mean=(0., 0., 0.), std=(1., 1., 1.))
-    clips = to_device(batch, as_is).clamp(0, 1)  # (B, 3, T, S, S)
+    clips = prepare(batch, as_is).clamp(0, 1)  # (B, 3, T, S, S)
     strips = clips.permute(0, 3, 2, 4, 1).flatten(2, 3)  # (B, S, T*S, 3)
     T = clips.shape[2]
 
@@ -1164,7 +1178,7 @@ if __name__ == "__main__":
     if args.make_toy:
         sys.exit(make_toy(args.make_toy))
 
-    # The settings of a Video-FocalNet, as train.py makes them.
+    # The settings of a Video-FocalNet, without what train.py's recipe changes for a data set.
     toy = args.data == "toy"
     cfg = {name: default for name, (default, _, _) in SETTINGS.items()}
     cfg |= PIPELINES["toy" if toy else "focal"]

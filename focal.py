@@ -3,8 +3,8 @@ Spatio-temporal focal modulation: gather context once, then let every token take
 
 Attention lets all N tokens look at each other: N^2 pairs. It interacts first and aggregates second;
 focal modulation aggregates first. A short stack of convolutions gathers context *before* any token
-asks for it, from near to far: level l sees k_l - 1 pixels more than level l - 1 (windows of 3, 7,
-13, 21), and one more level sees everything (a mean). Each token holds one number per level, its
+asks for it, from near to far: level l sees k_l - 1 pixels more than level l - 1 (receptive fields
+of 3, 7, 13, 21), and one more level sees everything (a mean). Each token holds one number per level, its
 gate, and takes the gated sum. That sum, after a linear map h, is the modulator; it multiplies the
 token's query, channel by channel.
 
@@ -77,7 +77,7 @@ class SpatioTemporalFocalModulation(nn.Module):
     dim       C, the number of channels
     levels    L, 1 to 4 levels of convolution; the global level is one more
     window    kernel of the first level, odd so that padding keeps T, H, W; each further is 2 wider
-    temporal, spatial    leave a branch out: y = proj(q * m_s) or y = proj(q * m_t)
+    temporal, spatial    False leaves that branch out: y = proj(q * m_s), or y = proj(q * m_t)
     design    'parallel'    both branches read x (the paper's choice, the only design released)
               'sequential'  the temporal branch reads m_s in place of x: space, then time
               'joint3d'     one branch with k_l x k_l x k_l depthwise convolutions and one modulator
@@ -120,7 +120,7 @@ class SpatioTemporalFocalModulation(nn.Module):
             self.h = nn.Linear(dim, dim)
 
         # Time has a context and gates of its own. These convolutions are dense (groups=1): every
-        # output channel sees every input channel, which is 35 % of a block's multiply-adds.
+        # output channel sees every input channel: about 36 % of a block's multiply-adds for L = 2.
         if self.temporal:
             self.f_temporal = nn.Linear(dim, dim + levels + 1)  # context and gates, no query
             self.focal_layers_temporal = nn.ModuleList()
@@ -207,7 +207,7 @@ class SpatioTemporalFocalModulation(nn.Module):
 
 
 def check_options(levels, window, temporal, spatial, design, fusion):
-    """Raises ValueError, with the value and the rule, for what cannot be or go together."""
+    """Raises ValueError, with the value and the rule, for invalid options and combinations."""
     # Words and numbers that are there.
     if design not in ("parallel", "sequential", "joint3d"):
         raise ValueError(f"design={design!r}: use 'parallel', 'sequential' or 'joint3d'")

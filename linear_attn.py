@@ -10,6 +10,7 @@ three lines of algebra do without the N x N matrix (Eq. 2 and 3):
         = f(q_i) [sum_j f(k_j)^T v_j] / f(q_i) . [sum_j f(k_j)]       [..] is the same for all i
 
     q, k, v, y  (B, heads, N, d)     f(k)^T v  (B, heads, d, d)     cost  2 N d^2, softmax  2 N^2 d
+    q_i, k_j and v_j are rows of d numbers.
 
 So linear attention does fewer multiply-adds as soon as N > d; measured, with d = 64, it overtakes
 torch's fused softmax between N = 64 and 196.
@@ -34,7 +35,7 @@ Where the code differs from the text we follow the code, and the options have th
   - one gate per head, 3d -> d, with weights that all heads share; the text has D x D weights;
   - the gate sees v as it is, where Eq. 5 draws a breve over it; v itself is never gated;
   - the shifts are crossed: attention across space gets the temporal shift, and the reverse (the
-    text mixes both in sequence): each attention is given what it cannot reach by itself;
+    text applies both, one after the other): each attention is given what it cannot reach by itself;
   - at the border, the four straight neighbours that do not exist count as zero, but the diagonal
     ones as the token itself (the code copies, then overwrites). Kept: it is what the weights know.
 Ours: the shared gate is computed once, not twice; in fp16 the sums are N times smaller, see `linear`.
@@ -157,6 +158,9 @@ def temporal_shift(x, divisor, span=None):
     T = x.shape[1]
     f = x.shape[-1] // divisor
 
+    if T % (span or T):
+        raise ValueError(f"temporal_shift=({divisor}, {span}): {span} does not divide {T} frames")
+
     # Nothing passes from one span to the next.
     x = x.unflatten(1, (-1, span or T))  # (B, T/span, span, H, W, C)
 
@@ -186,9 +190,9 @@ def neighbours(size):
 
 def spatial_shift(x, size):
     """
-    x (B, T, H, W, C) -> same: half of the channels in equal groups, one for each of the
-    (2 size + 1)^2 - 1 neighbours, take that neighbour's value. Beyond the border groups 0 to 3 take
-    zero, the others the token's own (see the header).
+    x (B, T, H, W, C) -> same: half of the channels are split for (2 size + 1)^2 - 1 neighbours; the
+    group of each neighbour that is there takes that neighbour's value. Beyond the border groups 0
+    to 3 take zero, all later ones the token's own (see the header).
     """
     H, W, C = x.shape[2:]
     offsets, count = neighbours(size)
@@ -208,7 +212,7 @@ def spatial_shift(x, size):
             moved = torch.where(inside, moved, own)
         parts.append(moved)
 
-    # The other half stays where it is.
+    # The other channels stay where they are.
     parts.append(x[..., len(offsets)*f:])
     return torch.cat(parts, dim=-1)
 
@@ -234,6 +238,8 @@ def group(x, word, window=(1, 1, 1)):
         raise ValueError(f"pattern={word!r}: use one of {', '.join(AXES)}")
     B, T, H, W, heads, d = x.shape
     t, h, w = window
+    if T % t or H % h or W % w:
+        raise ValueError(f"window={window} does not divide {T} x {H} x {W} tokens")
     x = x.reshape(B, T//t, t, H//h, h, W//w, w, heads, d)
 
     # The axes that a token sees come last, all others are batch.
@@ -264,10 +270,11 @@ class Attention(nn.Module):
     """
     The mixer, (B, T, H, W, dim) -> same: qkv -> shift k, v -> features -> gate -> attend -> proj.
 
-    heads, kernel      one of KERNELS
+    heads              number of heads, divides dim
+    kernel             one of KERNELS
     pattern            a word of AXES: over which axes a token looks
     window             (t, h, w), tokens: the windows of 'window' and 'grid'
-    fixation           one of FIXATIONS: what the gate sees, do q and k share it; 'separate': Eq. 4
+    fixation           one of FIXATIONS: what the gates see; '_shared': one gate for q and k
     fixation_by        how they are joined: 'concat', 'add' or 'multiply'
     temporal_shift     channel divisor, or (divisor, span);  spatial_shift  size 1, 2, 4;  0 = off
     shift_first        shift, then gate (released), or gate, then shift
@@ -280,7 +287,7 @@ class Attention(nn.Module):
                  fixation="qkv_shared", fixation_by="concat", temporal_shift=0, spatial_shift=0,
                  shift_first=True, size=None):
         super().__init__()
-        check_options(dim, heads, kernel, pattern, fixation, fixation_by, temporal_shift,
+        check_options(dim, heads, kernel, pattern, window, fixation, fixation_by, temporal_shift,
                       spatial_shift)
 
         # Which tokens meet, how, and what helps them: see the docstring.
@@ -316,7 +323,7 @@ class Attention(nn.Module):
             if size is None:
                 raise ValueError("kernel='linformer' has weights per token: "
                                  "it needs size=(T, H, W)")
-            # A mean over tokens that is learned: K = 256 of them, for each of N places.
+            # E and P project N tokens to K = 256.
             self.N = tokens_seen(pattern, size, window)
             self.E = nn.Parameter(torch.randn(256, self.N) / 16)  # std 1/sqrt(K)
             self.P = nn.Parameter(torch.randn(256, self.N) / 16)
@@ -341,7 +348,7 @@ class Attention(nn.Module):
             k_gate = self.k_gate
         return fixate(q, k, v, q_gate, k_gate, self.fixation, self.fixation_by)
 
-    def own(self, N):
+    def kernel_arguments(self, N):
         """What the kernel takes beside q, k and v, for `attend`; N: tokens of a group."""
         if self.kernel == "performer":
             return dict(omega=self.omega)
@@ -355,12 +362,12 @@ class Attention(nn.Module):
     def forward(self, x, return_maps=False):
         """
         x: (B, T, H, W, C) -> same. With return_maps also a dict: q, k (groups, heads, N, d), for
-        `attention_map`, and fixation, a pair of gates (B, T, H, W, heads, d), empty without.
+        `attention_map`, and fixation, a pair of gates (B, T, H, W, heads, d), or ().
         """
         shape = x.shape[:4]
         gates = ()
 
-        # Every token asks (q), offers (k), and has something to say (v).
+        # Query, key and value of each token.
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, T, H, W, C) each
 
         # Neighbourhood association: some channels of keys and values come from a neighbour.
@@ -388,7 +395,7 @@ class Attention(nn.Module):
         q = group(q, self.pattern, self.window)
         k = group(k, self.pattern, self.window)
         v = group(v, self.pattern, self.window)
-        y = attend(self.kernel, q, k, v, **self.own(k.shape[-2]))
+        y = attend(self.kernel, q, k, v, **self.kernel_arguments(k.shape[-2]))
 
         # Heads side by side again, and mixed.
         y = self.proj(ungroup(y, self.pattern, shape, self.window))
@@ -402,9 +409,9 @@ def tokens_seen(word, size, window=(1, 1, 1)):
     return math.prod(axes[axis] for axis in AXES[word])
 
 
-def check_options(dim, heads, kernel, pattern, fixation, fixation_by, temporal_shift,
+def check_options(dim, heads, kernel, pattern, window, fixation, fixation_by, temporal_shift,
                   spatial_shift):
-    """Raises ValueError, with the value and the rule, for what cannot be or go together."""
+    """Raises ValueError, with the value and the rule, for invalid options and combinations."""
     # Names that a table knows.
     for name, value, allowed in (
             ("kernel", kernel, KERNELS),
@@ -414,6 +421,10 @@ def check_options(dim, heads, kernel, pattern, fixation, fixation_by, temporal_s
             ("spatial_shift", spatial_shift, (0, 1, 2, 4))):
         if value not in allowed:
             raise ValueError(f"{name}={value!r}: use one of {', '.join(map(str, allowed))}")
+
+    if len(window) != 3 or pattern == "window" and max(window) == 1:
+        raise ValueError(f"window={tuple(window)} with pattern={pattern!r}: needs three sizes, in "
+                         "tokens, (t, h, w), that make windows of more than one token")
 
     # What cannot go together.
     if heads < 1 or dim % heads:
@@ -425,9 +436,10 @@ def check_options(dim, heads, kernel, pattern, fixation, fixation_by, temporal_s
     # The shifts need channels for each direction or neighbour.
     pair = isinstance(temporal_shift, (tuple, list))
     divisor = temporal_shift[0] if pair else temporal_shift
-    if divisor != 0 and not 2 <= divisor <= dim:
-        raise ValueError(f"temporal_shift={temporal_shift}: 0 (off), "
-                         f"or a divisor from 2 to dim={dim}")
+    good = divisor == 0 and not pair or 2 <= divisor <= dim
+    if not good or pair and (len(temporal_shift) != 2 or temporal_shift[1] < 1):
+        raise ValueError(f"temporal_shift={temporal_shift}: 0 (off), a divisor from 2 to dim={dim}, "
+                         "or a pair (divisor, frames that it runs over)")
     if spatial_shift:
         needed = 2 * neighbours(spatial_shift)[1]
         if dim < needed:
@@ -553,21 +565,21 @@ def orthoformer(q, k, v, L=64):
 @torch.no_grad()
 def landmarks(q, L):
     """
-    Indices (.., L) of queries that are as orthogonal as can be: one after the other, the token
-    whose largest |cosine| to those chosen is smallest, from token 0 on (the released code starts at
+    Indices (.., L) of queries that are as orthogonal as can be. Greedy: the next one is the token
+    with the smallest largest |cosine| to those chosen; token 0 is the first (the released code starts at
     a random one, so its outputs change from run to run). L dependent steps, so it is slow.
     """
     q = F.normalize(q.float(), dim=-1, eps=1e-8)
     at = torch.zeros_like(q[..., :1, 0], dtype=torch.long)  # (.., 1): token 0
-    nearest = torch.zeros_like(q[..., 0])  # (.., N): largest |cosine| so far
+    likeness = torch.zeros_like(q[..., 0])  # (.., N): largest |cosine| to those chosen
     chosen = [at]
     for _ in range(L - 1):
         # How like are all tokens to the one that was chosen last?
         latest = q.gather(-2, at[..., None].expand(*at.shape, q.shape[-1]))  # (.., 1, d)
         cosine = (q @ latest.transpose(-2, -1)).abs()[..., 0]
-        nearest = torch.maximum(nearest, cosine)
-        nearest = nearest.scatter(-1, at, 10.0)  # never again
-        at = nearest.argmin(-1, keepdim=True)
+        likeness = torch.maximum(likeness, cosine)
+        likeness = likeness.scatter(-1, at, 10.0)  # never again
+        at = likeness.argmin(-1, keepdim=True)
         chosen.append(at)
     return torch.cat(chosen, -1).sort(-1).values
 
@@ -628,7 +640,7 @@ def walk():
 
 
 def best_ms(run, *inputs):
-    """The best time of at least 4 runs and 2 seconds, in ms: others can only slow it down."""
+    """The best time of at least 4 runs and 2 seconds, in ms: the minimum has the least noise."""
     seconds = []
     while len(seconds) < 4 or sum(seconds) < 2:
         start = time.perf_counter()

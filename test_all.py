@@ -880,11 +880,11 @@ def test_colour_jitter_is_what_python_and_torch_compute_pixel_by_pixel():
         close(turned[b, :, t, i, j], torch.tensor(rgb, dtype=torch.float64))
 
 
-def test_to_device_flips_the_width_greys_and_normalises():
+def test_preparing_a_batch_flips_the_width_greys_and_normalises():
     clip = torch.randint(0, 256, (2, 2, 3, 4, 3), dtype=torch.uint8)  # (B, T, H, W, 3)
     batch = dict(clip=clip, flip=torch.tensor([True, False]), grey=torch.tensor([False, True]),
                  colour=torch.tensor([1., 1., 1., 0.]).expand(2, 2, 4))
-    x = D.to_device(batch, settings())
+    x = D.prepare(batch, settings())
     mean = np.array([123.675, 116.28, 103.53])
     std = np.array([58.395, 57.12, 57.375])
     flipped = (clip[0].numpy()[:, :, ::-1].astype(float) - mean) / std
@@ -904,8 +904,8 @@ def test_erasing_blanks_one_box_in_all_frames():
 
     clip = torch.randint(0, 256, (2, 3, 8, 8, 3), dtype=torch.uint8)
     cfg = settings(erase=0.5)
-    x = D.to_device(dict(clip=clip, erase=torch.tensor([[2, 1, 3, 4], [0, 0, 0, 0]])), cfg)
-    whole = D.to_device(dict(clip=clip), cfg)
+    x = D.prepare(dict(clip=clip, erase=torch.tensor([[2, 1, 3, 4], [0, 0, 0, 0]])), cfg)
+    whole = D.prepare(dict(clip=clip), cfg)
     assert (x[0, :, :, 2:5, 1:5] == 0).all() and torch.equal(x[1], whole[1])
     x[0, :, :, 2:5, 1:5] = whole[0, :, :, 2:5, 1:5]
     assert torch.equal(x, whole)
@@ -950,7 +950,7 @@ def test_no_two_uses_of_random_numbers_share_a_stream():
     keys += [(D.ORDER, s, e) for s in small for e in small]
     keys += [(D.SAMPLE, s, e, i) for s in small for e in small for i in small]
     keys += [(D.STEP, s, t, k, r) for s in small for t in small for k in small for r in small]
-    first = [int(D.numbers(*key).integers(2**62)) for key in keys]
+    first = [int(D.generator(*key).integers(2**62)) for key in keys]
     assert len(set(first)) == len(keys) == 348
 
 
@@ -1131,7 +1131,7 @@ def test_class_folders_and_list_files(videos, tmp_path):
 def test_a_sample_depends_on_seed_epoch_and_index_only(videos):
     """Not on the worker that loads it, nor on the process, nor on what was loaded before."""
     data = opened(videos)["train"]
-    whole = list(D.batch_keys(12, 4, 0, 0, 6))
+    whole = keys_of(12, 6, batch_size=4)
     alone = {key: data[key] for batch in reversed(whole) for key in batch}
     for workers in (0, 2):
         for keys, batch in zip(whole, D.loader(data, whole, settings(workers=workers))):
@@ -1141,11 +1141,17 @@ def test_a_sample_depends_on_seed_epoch_and_index_only(videos):
     assert not torch.equal(data[0, 5]["clip"], data[1, 5]["clip"])  # another epoch, another crop
 
 
+def keys_of(n, last, first=0, **cfg):
+    """The batches of a run's steps, one after the other, of n samples."""
+    steps = D.step_keys(n, settings(**cfg), first, last)
+    return [batch for step in steps for batch in step]
+
+
 def test_the_order_of_an_epoch_is_one_permutation_whoever_reads_it():
-    whole = list(D.batch_keys(12, 4, 0, 0, 6))
-    halves = [list(D.batch_keys(12, 2, 0, 0, 6, rank, 2)) for rank in (0, 1)]
+    whole = keys_of(12, 6, batch_size=4)
+    halves = [keys_of(12, 6, batch_size=2, rank=rank, world=2) for rank in (0, 1)]
     assert [a + b for a, b in zip(*halves)] == whole  # two processes share a batch
-    assert list(D.batch_keys(12, 4, 0, 4, 6)) == whole[4:]  # a resume sees what comes next
+    assert keys_of(12, 6, first=4, batch_size=4) == whole[4:]  # a resume sees what comes next
     assert sorted(i for batch in whole[:3] for _, i in batch) == list(range(12))
     assert whole[0] != whole[3]
 
@@ -1157,7 +1163,7 @@ def test_the_stream_yields_the_batches_of_a_step():
     data = D.VideoSet(clips, [0] * 15, ["x"], cfg)
     steps = [[batch["index"].tolist() for batch in step] for step in D.stream(data, cfg, 0, 6)]
     assert [len(step) for step in steps] == [3, 3, 1, 3, 3, 1]
-    keys = [[i for _, i in batch] for batch in D.batch_keys(15, 2, 0, 0, 14)]
+    keys = [[i for _, i in batch] for batch in keys_of(15, 14, batch_size=2)]
     assert sum(steps, []) == keys
     late = [[batch["index"].tolist() for batch in step] for step in D.stream(data, cfg, 4, 6)]
     assert late == steps[4:]
@@ -1178,7 +1184,7 @@ def test_a_change_in_the_last_frames_reaches_the_last_test_clip_only(tmp_path):
         write_video(path, content, g="1", qp="10")  # every frame on its own
         data = D.VideoSet([path], [0], ["x"], cfg, views="4x3")
         batch = torch.utils.data.default_collate([data[0, 0]])
-        logits.append(model(D.to_device(batch, cfg)))
+        logits.append(model(D.prepare(batch, cfg)))
     differs = (logits[0] - logits[1]).abs().amax(1).view(3, 4) > 0  # views are crop x clip
     assert differs.tolist() == [[False, False, False, True]] * 3
 
@@ -1272,12 +1278,12 @@ def test_training_is_sgd_with_nesterov_momentum_worked_out_slowly(videos, tmp_pa
                           "--clip_grad", 6, *PLAIN)) == 0
     done = read_checkpoint(tmp_path / "last.pt")
     cfg = settings(data=str(videos))
-    torch.manual_seed(D.torch_seed(D.numbers(D.WEIGHTS, 0)))
+    torch.manual_seed(D.torch_seed(D.generator(D.WEIGHTS, 0)))
     model = create_model("focal_toy", 2, 4, 32)
     parameters = list(model.parameters())
     speed = [torch.zeros_like(p) for p in parameters]
     data = opened(videos)["train"]
-    keys = [key for batch in D.batch_keys(12, 2, 0, 0, 12) for key in batch]
+    keys = [key for batch in keys_of(12, 12, batch_size=2) for key in batch]
 
     # The rate by hand: 8 of 512 clips; round(4 steps * 20/120) = 1 warms up.
     peak = 0.1 * 8 / 512
@@ -1285,7 +1291,7 @@ def test_training_is_sgd_with_nesterov_momentum_worked_out_slowly(videos, tmp_pa
     rates = [low] + [low + (peak - low) / 2 * (1 + math.cos(math.pi * s / 3)) for s in range(3)]
     for lr, (a, b) in zip(rates, ((0, 8), (8, 12), (12, 20), (20, 24))):
         batch = torch.utils.data.default_collate([data[key] for key in keys[a:b]])
-        logs = model(D.to_device(batch, cfg)).log_softmax(-1)
+        logs = model(D.prepare(batch, cfg)).log_softmax(-1)
         right = logs[range(b - a), batch["label"]]
         loss = -(0.9 * right + 0.1 * logs.mean(1)).mean()
         grads = torch.autograd.grad(loss, parameters)
@@ -1376,6 +1382,7 @@ def test_killed_and_resumed_is_the_same_as_never_stopped(videos, tmp_path):
                 break
             time.sleep(0.01)
         time.sleep(wait)
+        assert process.poll() is None, process.communicate()[0]
         os.killpg(process.pid, blow)
         said = process.communicate()[0]
         assert process.returncode == (-9 if blow == signal.SIGKILL else 130), said
@@ -1488,7 +1495,7 @@ def test_training_that_diverges_stops_with_the_step_the_rate_and_the_clips(video
     words = small(videos, tmp_path, "--batch_size", 4, "--epochs", 50, "--lr", 1e6, "--warmup", 0)
     said = command(*words, *PLAIN)
     assert re.match(r"error: 20 infinite gradients in a row, up to step \d+ at lr [\d.e+]+, with "
-                    r"/.*\.mp4, /.*\.mp4: lower --lr", said), said
+                    r"/.*\.mp4, /.*\.mp4.*: lower --lr", said), said
     state = read_checkpoint(tmp_path / "last.pt")
     assert all(value.isfinite().all() for value in state["model"].values())
     logged_steps(tmp_path)
@@ -1600,9 +1607,9 @@ def test_settings_come_from_defaults_recipe_checkpoint_and_flags_in_this_order()
 def test_settings_of_another_version_are_named(capsys):
     cfg = train.deciding(train.resolve({}))
     old = {name: value for name, value in cfg.items() if name not in ("betas", "levels")}
-    assert train.resolve({}, old)["betas"] == (0.9, 0.98)
+    assert train.resolve({}, old)["betas"] == (0.9, 0.999)
     said = capsys.readouterr().out
-    assert "not in the checkpoint, taken from the defaults: betas 0.9,0.98, levels 2" in said
+    assert "not in the checkpoint, taken from the defaults: betas 0.9,0.999, levels 2" in said
     with pytest.raises(ValueError, match="this version does not know: peak_lr"):
         train.resolve({}, cfg | dict(peak_lr=0.1))
 
@@ -1615,6 +1622,7 @@ def muddle(videos, tmp_path_factory):
     root = tmp_path_factory.mktemp("muddle")
     (root / "notes.pt").write_text("not a checkpoint")
     (root / "list.txt").write_text("a.mp4 0\nb.mp4 zero\n")
+    (root / "alone.txt").write_text("three/val/aim/0.mp4 0\nthree/val/aim/2.mp4 1\n")
     os.makedirs(root / "empty" / "train" / "aim")
     shutil.copytree(videos / "train" / "aim", root / "flat" / "train")
     for split in ("train", "val"):
@@ -1649,6 +1657,8 @@ def muddle(videos, tmp_path_factory):
     ("--lr nan", "--lr nan: must be a number"),
     ("--lr inf", "--lr inf: must be a number"),
     ("--lr 1 2", "--lr 1 2: takes one value"),
+    ("--lr 0,1", "--lr 0,1: must be a number"),
+    ("--sweep", "takes one value or more"),
     ("--batch_size 1.5", "--batch_size 1.5: must be a whole number"),
     ("--batch_size 0", "--batch_size 0: must be from 1 to 1e"),
     ("--epochs 0", "--epochs 0: must be from 0.001"),
@@ -1667,6 +1677,18 @@ def muddle(videos, tmp_path_factory):
     ("--views 4x2", "views '4x2': write CLIPSxCROPS"),
     ("--device gpu", "--device gpu: Expected one of cpu"),
     # what cannot be, or go together
+    ("--resume out/last.pt --init out/last.pt", "leave --init, --eval and --predict out"),
+    ("--sweep levels=1 --eval", "--sweep trains, in one process"),
+    ("--sweep seed=3", "seeds and folders are the sweep's"),
+    ("--accumulate 1000", "--accumulate 1000: an epoch has 64 micro-batches of 32 clips"),
+    ("--crop area --crop_range 0.5,1.2", "with --crop area a share of the frame"),
+    ("--data alone.txt --workers 0 --model focal_toy --image_size 32", "trained on and validated with"),
+    ("--data alone.txt --root nowhere", "--root nowhere: no such folder"),
+    ("--mixer attention --pattern window", "window=.1, 1, 1. with pattern='window': needs three"),
+    ("--mixer attention --pattern window --window 3,3,3", "does not divide 8 x 8 x 8 tokens"),
+    ("--mixer attention --pattern window --window 2,2", "needs three sizes"),
+    ("--model lvt_toy --temporal_shift 0,8", "0 .off., a divisor from 2 to dim=64"),
+    ("--model lvt_toy --temporal_shift 4,3", "3 does not divide 8 frames"),
     ("--out notes.pt", "--out notes.pt: is a file"),
     ("--levels 9", "levels=9: focal modulation here has 1 to 4"),
     ("--kernel softmax", "kernel: means nothing to model focal_toy with mixer="),

@@ -12,8 +12,9 @@ Train, evaluate, predict: one straight loop, and the command line around it.
 
 A step: set the learning rate -> forward and backward over the micro-batches -> clip the gradient
 -> step. What is random in a step comes from (seed, step, micro-batch, process), what is random in
-the data from (seed, epoch, sample). So weights, optimizer and the number of the step are all there
-is to save: a run that was killed and resumed ends with the same bits as one that was not.
+the data from (seed, epoch, sample). So a checkpoint has weights, optimizer, scaler, the number of the
+step, metrics, class names and settings, and a run that was killed and resumed ends with the same
+bits as one that was not (on the same machine, with the same split into batches).
 
 Source of the recipes: configs and code released with arXiv:2307.06947 (Video-FocalNets) and
 arXiv:2210.08164 (the transformer). Where the text says something else, or we do, the line says so.
@@ -41,9 +42,10 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from backbone import MODELS, arguments, count_macs, create_model, load_weights, read_checkpoint
-from data import (NAMED, PIPELINES, STEP, WEIGHTS, BadVideo, VideoSet, class_names, loader, mix,
-                  numbers, open_data, parse_views, steps_in_epoch, stream, to_device, torch_seed)
+from backbone import (MODELS, arguments, count_macs, create_model, load_weights, read_checkpoint,
+                      weights_of)
+from data import (NAMED, PIPELINES, STEP, WEIGHTS, BadVideo, VideoSet, class_names, generator, loader,
+                  mix, open_data, parse_views, prepare, steps_in_epoch, stream, torch_seed)
 from data import SETTINGS as CLIPS
 
 
@@ -52,13 +54,13 @@ from data import SETTINGS as CLIPS
 # name: (default, what is allowed, meaning), as in data.py. Each is a flag: --lr 0.1. So is every
 # argument of the model (--depths 1,1,2,1 --temporal False): see its class in backbone.py.
 
-# Where and how to run. These do not change what is computed, and are not saved.
+# Where and how to run. These are not saved in a checkpoint: say them again with --resume.
 RUN = {
     # what there is, and where the rest goes
     "root": ("", None, "where the videos are (default data/NAME)"),
     "init": ("", None, "weights: ours, released, or an image FocalNet's, which are inflated"),
     "temporal_init": ("fresh", ("fresh", "identity"), "start of an inflated network's time branch"),
-    "resume": ("", None, "go on exactly with a checkpoint; without a name OUT/last.pt"),
+    "resume": ("", None, "go on exactly with a checkpoint, in its folder; without a name OUT/last.pt"),
     "out": ("out", None, "folder for last.pt, best.pt, log.jsonl"),
     # the machine
     "workers": (-1, (-1, 256), "processes that load data; -1: none for toy, else one per CPU core"),
@@ -77,7 +79,7 @@ LEARNING = {
     "data": ("toy", None, f"toy, {', '.join(NAMED)}, a folder of class folders, or a list file"),
     "model": ("focal_toy", tuple(MODELS), "see backbone.py"),
     "seed": (0, (0, 2**31), "of weights, order, augmentation and toy data"),
-    # how long, and in which portions
+    # training length and batch size
     "epochs": (120.0, (0.001, 1e6), "passes over the training data"),
     "steps": (0, (0, 1e9), "optimizer steps; 0: as many as epochs says"),
     "batch_size": (8, (1, 1e5), "clips per process and micro-batch"),
@@ -89,11 +91,11 @@ LEARNING = {
     "lr": (0.0, (0, 1e9), "the peak itself; 0: base_lr * clips a step / lr_batch"),
     "warmup": (20/120, (0, 0.99), "share of training in which the rate rises"),
     "warmup_lr": (0.001, (0, 1e3), "rate of the first step"),
-    "min_lr": (0.001, (0, 1e3), "rate at the end"),
+    "min_lr": (0.001, (0, 1e3), "rate that the cosine ends at"),
     # the optimizer's own numbers
     "momentum": (0.9, (0, 0.9999), "of sgd"),
     "betas": ((0.9, 0.999), (0, 0.99999), "of adamw"),
-    "weight_decay": (0.0, (0, 10), "the paper says 1e-4, but its code lets no parameter decay"),
+    "weight_decay": (0.0, (0, 10), "0 as in the released code; its paper says 1e-4"),
     "clip_grad": (5.0, (0, 1e9), "largest norm of the gradient; 0: any"),
     "dtype": ("auto", ("auto", "float32", "bfloat16", "float16"),
               "of matrix products; auto: bfloat16 on cuda, float32 on cpu"),
@@ -128,7 +130,7 @@ LVT_KINETICS = PIPELINES["lvt_kinetics"] | dict(
     clip_grad=0.0,
 )
 
-# Ours, by trial. Shorter, some seeds stop short of 100 %.
+# Ours, by trial.
 TOY = PIPELINES["toy"] | dict(
     epochs=7.0,
     warmup=0.1,
@@ -137,7 +139,6 @@ TOY = PIPELINES["toy"] | dict(
     lr_batch=32,
     warmup_lr=0.0,
     min_lr=0.0,
-    betas=(0.9, 0.98),
     clip_grad=1.0,
 )
 
@@ -154,7 +155,7 @@ RECIPES = {
     },
     # From a fresh start the transformer does not learn with sgd; the papers start from images.
     "lvt": {
-        "toy": TOY | dict(optimizer="adamw", base_lr=0.003, weight_decay=0.05),
+        "toy": TOY | dict(optimizer="adamw", base_lr=0.003, betas=(0.9, 0.98), weight_decay=0.05),
         "k400": LVT_KINETICS,
         "k600": LVT_KINETICS,
         "ssv2": LVT,
@@ -165,23 +166,27 @@ RECIPES = {
 # --------------------------------------------------- learning rate and optimizer
 
 def lr_at(step, steps, warmup, peak, first, last):
-    """Learning rate of a step: a line from `first` to `peak` over `warmup`, a cosine to `last`."""
+    """Linear from `first` to `peak` over `warmup` steps, then a cosine to `last`."""
     # The warm-up.
     if step < warmup:
         return first + (peak - first) * step / warmup
-    # The released cosine counts from step 0: it drops by 6.6 % at the seam, where ours begins.
+    # The released cosine counts from step 0, so its rate drops by 6.6 % where the warm-up ends. Ours
+    # starts there, at the peak.
     progress = (step - warmup) / (steps - warmup)
     return last + (peak - last) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def make_schedule(cfg, clips):
-    """How long and at which rates `clips` clips are learned from; ValueError if there are too few."""
+    """Steps and learning rates for `clips` training clips; ValueError if there are too few."""
     # Steps: as many as were asked for, or as the epochs have.
     world = cfg["world"]
     batches, steps_per_epoch = steps_in_epoch(clips, cfg["batch_size"], cfg["accumulate"], world)
     if batches == 0:
         raise ValueError(f"{clips} training clips do not fill one batch of {cfg['batch_size']} "
                          f"on each of {world} processes: lower --batch_size")
+    if cfg["accumulate"] > batches:
+        raise ValueError(f"--accumulate {cfg['accumulate']}: an epoch has {batches} micro-batches of "
+                         f"{cfg['batch_size']} clips, no step can have more")
     steps = cfg["steps"] or max(1, round(cfg["epochs"] * steps_per_epoch))
 
     # All rates are scaled alike, whether the peak is given or follows from the batch.
@@ -195,17 +200,22 @@ def make_schedule(cfg, clips):
 
 
 def make_optimizer(model, cfg, peak):
-    """SGD, where all parameters decay, as released; or AdamW, where norms, biases, embeddings don't."""
+    """
+    SGD decays every parameter, as the released transformer does (Video-FocalNets have weight_decay
+    0). AdamW does not decay norms, biases and embeddings.
+    """
     if cfg["optimizer"] == "sgd":
         return torch.optim.SGD(model.parameters(), lr=peak, momentum=cfg["momentum"],
                                nesterov=True, weight_decay=cfg["weight_decay"])
     elif cfg["optimizer"] == "adamw":
-        # Norms and biases have one axis; embeddings are values, not maps.
+        # Norms and biases have one axis; the temporal embedding has more.
         decay = []
         rest = []
         for name, parameter in model.named_parameters():
-            matrix = parameter.ndim > 1 and "embed" not in name.split(".")[-1]
-            (decay if matrix else rest).append(parameter)
+            if parameter.ndim > 1 and not name.endswith("embed"):
+                decay.append(parameter)
+            else:
+                rest.append(parameter)
         groups = [dict(params=decay, weight_decay=cfg["weight_decay"]),
                   dict(params=rest, weight_decay=0.0)]
         return torch.optim.AdamW(groups, lr=peak, betas=cfg["betas"])
@@ -241,7 +251,7 @@ def evaluate(model, dataset, cfg):
     per_batch = max(1, cfg["batch_size"] // views)
     batches = [[(0, i) for i in mine[k:k+per_batch]] for k in range(0, len(mine), per_batch)]
     for batch in loader(dataset, batches, cfg):
-        x = to_device(batch, cfg)  # (videos * views, 3, T, S, S)
+        x = prepare(batch, cfg)  # (videos * views, 3, T, S, S)
 
         # The views of a video may be more than a batch: a part at a time.
         with autocast(cfg):
@@ -278,8 +288,8 @@ def accuracies(scores, labels, bad):
 @torch.no_grad()
 def mean_gates(model, dataset, cfg):
     """
-    What the gates of a focal net do, over four clips: {'stage 1 gates': [level 1, .., L, global]}.
-    A level that stays at 0, or a temporal branch whose gates all do, is not being used.
+    The size of the gates of a focal net, over four clips: {'stage 1 gates': [level 1, .., L, global]},
+    means of absolute values. A level whose gates stay near 0 is not being used.
     """
     if cfg["mixer"] != "focal":
         return {}
@@ -290,16 +300,17 @@ def mean_gates(model, dataset, cfg):
     maps = []
     model.eval()
     with autocast(cfg):
-        model(to_device(batch, cfg)[:4], maps)
+        model(prepare(batch, cfg), maps)
     model.train()
 
-    # The mean over clips, tokens and blocks of each stage.
+    # Stage by stage, over the blocks of each.
     means = {}
     for number, stage in enumerate(maps, 1):
         for key in ("gates", "gates_temporal"):
             if key in stage[0]:
-                gates = torch.stack([block[key].float().mean((0, 1, 2, 3)) for block in stage])
-                means[f"stage {number} {key}"] = [finite(gate) for gate in gates.mean(0).tolist()]
+                gates = torch.stack([block[key].float().abs() for block in stage])
+                gates = gates.mean((0, 1, 2, 3, 4)).tolist()  # over blocks, clips, tokens
+                means[f"stage {number} {key}"] = [finite(gate) for gate in gates]
     return means
 
 
@@ -319,7 +330,7 @@ def predict(model, classes, cfg):
             status = 1
             continue
         with autocast(cfg):
-            scores = model(to_device(batch, cfg)).float().softmax(-1).mean(0)
+            scores = model(prepare(batch, cfg)).float().softmax(-1).mean(0)
 
         # The five best, the most probable first.
         print(path)
@@ -403,7 +414,7 @@ def lock_folder(out):
         try:
             # lockf, not flock: the loader's workers would inherit that and outlive us with it.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except (BlockingIOError, PermissionError) as error:
             raise ValueError(f"another run is writing to {out}: give this one another --out"
                              ) from error
     return file
@@ -411,25 +422,25 @@ def lock_folder(out):
 
 def restore(saved, parts, state):
     """Optimizer, scaler and state of a checkpoint; ValueError if its steps are not these steps."""
-    if saved["shape"] != state["shape"]:
-        raise ValueError(f"the checkpoint was made with {saved['shape']}, this is {state['shape']}: "
-                         "to go on exactly, keep batch_size x accumulate x processes")
+    if saved["sizes"] != state["sizes"]:
+        raise ValueError(f"the checkpoint was made with {saved['sizes']}, this is {state['sizes']}: "
+                         "keep batch_size x accumulate x processes (and, to go on to the last bit, "
+                         "each of the three)")
     for name in ("optimizer", "scaler"):
         parts[name].load_state_dict(saved[name])
     for key in ("step", "best", "metrics"):
         state[key] = saved[key]
 
 
-# --------------------------------------------------- what the loop says, and what it hears
+# --------------------------------------------------- log lines, counters, signals
 
 def first_lines(model, sets, schedule, cfg):
-    """Printed once: the network, the data, the steps; the recipe, and what differs from it."""
+    """-> three lines: network and data; steps; recipe and what differs from it."""
     # What differs from the recipe.
     family, recipe, base = base_settings(cfg["model"], cfg["data"])
     changed = [f"{key} {shown(cfg[key])} (not {shown(value)})" for key, value in base.items()
                if key in deciding(cfg) and cfg[key] != value and key not in ("data", "dtype")]
 
-    # Three lines.
     parameters = sum(p.numel() for p in model.parameters())
     side = cfg["image_size"]
     return (
@@ -448,9 +459,11 @@ def new_tally():
     return dict(losses=[], norms=[], clips=0, waited=0.0, infinite=0, started=time.perf_counter())
 
 
-def count(tally, state, loss, norm, clips, waited):
-    """Adds a step to the tally, and moves the state on; an infinite gradient counts as such."""
-    # An infinite gradient has no norm and often no loss: neither enters the means.
+def record_step(tally, state, loss, norm, clips, waited):
+    """
+    Adds a step to the tally and advances the state. A step with a gradient that is not finite is
+    counted, but its loss and norm are left out of the means.
+    """
     tally["clips"] += clips
     tally["waited"] += waited
     if math.isfinite(norm):
@@ -463,11 +476,14 @@ def count(tally, state, loss, norm, clips, waited):
 
     # The step counts either way, so that the data goes on.
     state["step"] += 1
-    state["epoch"] = state["step"] / state["shape"]["steps_per_epoch"]
+    state["epoch"] = state["step"] / state["sizes"]["steps_per_epoch"]
 
 
 def sum_up(tally, state, lr, unreadable):
-    """The tally of an epoch as what the log keeps of it."""
+    """
+    -> what the log keeps of an epoch. loss: of rank 0; replaced: distinct reasons for which clips
+    were replaced, since this process began, of rank 0.
+    """
     seconds = time.perf_counter() - tally["started"]
     return dict(epoch=state["epoch"], step=state["step"], lr=lr, loss=mean_of(tally["losses"]),
                 grad_norm=mean_of(tally["norms"]), clips_per_s=tally["clips"] / seconds,
@@ -479,7 +495,7 @@ def name_bad(batch, named, bar):
     """Says once of each unreadable clip that another one stands in -> `named`, with the new ones."""
     reasons = set(batch["bad"]) - named - {""}
     for reason in sorted(reasons):
-        bar.write(f"another clip stands in for {reason}")
+        bar.write(f"another clip stands in for {reason}", file=sys.stderr)  # from every process
     return named | reasons
 
 
@@ -511,13 +527,13 @@ def final_line(metrics, views):
     return line
 
 
-# For the log: JSON knows no NaN.
 def finite(value):
+    """The value, None if it is nan or infinite: JSON knows neither."""
     return value if math.isfinite(value) else None
 
 
-# None if there is nothing to take the mean of.
 def mean_of(values):
+    """The mean, None of nothing."""
     return float(np.mean(values)) if values else None
 
 
@@ -557,8 +573,8 @@ class Diverged(ValueError):
 
 
 def give_up(parts, state, cfg, lr, dataset, batches):
-    """After 20 infinite gradients in a row: saves what is finite, raises with the clips at hand."""
-    # The weights have not been touched since; if they are finite, they are kept.
+    """After 20 infinite gradients in a row: saves the weights, raises with the clips of the step."""
+    # Steps with an infinite gradient did not change the weights: those from before are saved.
     save("last.pt", parts, state, cfg)
 
     # The clips of this step, by file or by number.
@@ -568,8 +584,7 @@ def give_up(parts, state, cfg, lr, dataset, batches):
             clips.append(f"clip {i}" if torch.is_tensor(dataset.clips) else str(dataset.clips[i]))
     more = f" and {len(clips) - 4} more" if len(clips) > 4 else ""
     raise Diverged(f"20 infinite gradients in a row, up to step {state['step']} at lr {lr:.1e}, with "
-                   f"{', '.join(clips[:4])}{more}: lower --lr (or look at these clips); "
-                   f"{cfg['out']}/last.pt has the last finite weights")
+                   f"{', '.join(clips[:4])}{more}: lower --lr, or look at these clips")
 
 
 # --------------------------------------------------- the loop
@@ -577,7 +592,8 @@ def give_up(parts, state, cfg, lr, dataset, batches):
 def set_up(model, dataset, cfg, resumed):
     """
     -> schedule (steps and rates), parts (everything with a state_dict) and state (plain values):
-    what a checkpoint holds is parts, state and settings. With `resumed`, a checkpoint, as it was.
+    a checkpoint has parts, state and settings. With `resumed`, a checkpoint, the optimizer, the
+    scaler and the state are restored; its weights are loaded in `build_model`.
     """
     # Everything with a state_dict. The scaler does nothing unless the precision is float16.
     schedule = make_schedule(cfg, len(dataset))
@@ -586,22 +602,19 @@ def set_up(model, dataset, cfg, resumed):
                                   enabled=cfg["dtype"] == "float16")
     parts = dict(model=model, optimizer=optimizer, scaler=scaler)
 
-    # Plain values. The shape of an epoch has to be the same when a run goes on.
-    shape = {key: schedule[key] for key in ("clips_per_step", "steps_per_epoch")}
+    # Plain values. The sizes have to be the same when a run goes on.
+    sizes = {key: schedule[key] for key in ("clips_per_step", "steps_per_epoch")}
     state = dict(step=0, epoch=0.0, streak=0, best=-1.0, metrics={}, classes=dataset.classes,
-                 shape=shape)
+                 sizes=sizes)
     if resumed:
         restore(resumed, parts, state)
     return schedule, parts, state
 
 
-def inputs(batch, step, k, num_classes, cfg):
-    """Micro-batch k of a step on the device -> x (B, 3, T, S, S), targets (B, num_classes)."""
-    # The same numbers for the same step, whether the run was stopped in between or not.
-    rng = numbers(STEP, cfg["seed"], step, k, cfg["rank"])
-    torch.manual_seed(torch_seed(rng))  # for drop path and dropout, too
+def inputs(batch, num_classes, rng, cfg):
+    """A micro-batch on the device -> x (B, 3, T, S, S), targets (B, num_classes); rng: for mixup."""
     labels = batch["label"].to(cfg["device"])
-    return mix(to_device(batch, cfg), labels, num_classes, rng, mixup=cfg["mixup"],
+    return mix(prepare(batch, cfg), labels, num_classes, rng, mixup=cfg["mixup"],
                cutmix=cfg["cutmix"], switch=cfg["switch"], smoothing=cfg["smoothing"])
 
 
@@ -677,19 +690,21 @@ def loop(net, eval_net, sets, schedule, parts, state, cfg, bar):
             group["lr"] = lr
 
         # Forward and backward over the micro-batches: their gradients add up. Several processes
-        # share them once, with the last one.
+        # average theirs in the last backward only. The seed is for drop path and dropout.
         loss = 0.0
         clips = 0
         for k, batch in enumerate(batches):
             unreadable = name_bad(batch, unreadable, bar)
-            x, targets = inputs(batch, state["step"], k, len(state["classes"]), cfg)
-            share = cfg["world"] == 1 or k == len(batches) - 1
-            with contextlib.nullcontext() if share else net.no_sync():
+            rng = generator(STEP, cfg["seed"], state["step"], k, cfg["rank"])
+            torch.manual_seed(torch_seed(rng))
+            x, targets = inputs(batch, len(state["classes"]), rng, cfg)
+            sync = cfg["world"] == 1 or k == len(batches) - 1
+            with contextlib.nullcontext() if sync else net.no_sync():
                 with autocast(cfg):
                     logits = net(x)  # (B, num_classes)
-                part = F.cross_entropy(logits.float(), targets) / len(batches)
-                scaler.scale(part).backward()
-            loss += part.item()
+                micro_loss = F.cross_entropy(logits.float(), targets) / len(batches)
+                scaler.scale(micro_loss).backward()
+            loss += micro_loss.item()
             clips += len(x) * cfg["world"]
 
         # Clip the gradient and step, unless it is not finite: then only count it.
@@ -700,7 +715,7 @@ def loop(net, eval_net, sets, schedule, parts, state, cfg, bar):
             scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
-        count(tally, state, loss=loss, norm=norm, clips=clips, waited=waited)
+        record_step(tally, state, loss=loss, norm=norm, clips=clips, waited=waited)
         if state["streak"] == 20:
             give_up(parts, state, cfg, lr, sets["train"], batches)
 
@@ -727,8 +742,8 @@ def loop(net, eval_net, sets, schedule, parts, state, cfg, bar):
 # --------------------------------------------------- the command line: flags -> settings
 
 def parse(words):
-    """['--lr', '0.1', '--eval'] -> {'lr': ['0.1'], 'eval': []}; --lr=0.1 is the same."""
-    # A word with -- opens a flag, the others are its values.
+    """['--lr', '0.1', '--eval'] -> {'lr': ['0.1'], 'eval': []}; --lr=0.1 is the same, the last one counts."""
+    # A word with -- opens a flag, the words after it are its values.
     flags = {}
     for word in words:
         if word.startswith("--"):
@@ -748,7 +763,7 @@ def shown(value):
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def number(name, text, kind):
+def parse_number(name, text, kind):
     """'3' -> 3 for int, 3.0 for float; ValueError for what is no number, nan or infinite."""
     # What is no number becomes nan, which is refused, as a nan that was written is.
     try:
@@ -771,7 +786,8 @@ def value_of(name, texts, default, allowed):
     if default == () and texts:
         return tuple(texts)
     if len(texts) != 1:
-        raise ValueError(f"--{name} {' '.join(texts)}: takes one value, as in "
+        many = "one value or more" if default == () else "one value"
+        raise ValueError(f"--{name} {' '.join(texts)}: takes {many}, as in "
                          f"--{name} {shown(default) or 'NAME'}")
     text = texts[0]
 
@@ -786,15 +802,15 @@ def value_of(name, texts, default, allowed):
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"--{name} {text}: must be one of {', '.join(allowed)}{hint}")
         return text
-    elif isinstance(default, tuple) or "," in text:
+    elif isinstance(default, tuple) or "," in text and not allowed:
         kind = type(default[0]) if isinstance(default, tuple) else type(default)
-        value = tuple(number(name, part, kind) for part in text.rstrip(",").split(","))
+        value = tuple(parse_number(name, part, kind) for part in text.rstrip(",").split(","))
         if "," not in text or allowed and len(value) != len(default):
             many = len(default) if allowed else "one or more"
             raise ValueError(f"--{name} {text}: must be {many} numbers with commas, as in "
-                             f"{shown(default)}")
+                             f"{shown(default)}, or in 3,")
     else:
-        value = number(name, text, type(default))
+        value = parse_number(name, text, type(default))
 
     # Numbers have a lowest and a highest value; the model checks its arguments itself.
     for part in value if isinstance(value, tuple) else (value,):
@@ -818,7 +834,7 @@ def base_settings(model, data):
 
 def deciding(cfg):
     """The settings that decide the result: all but RUN's. A checkpoint keeps these."""
-    names = LEARNING.keys() | CLIPS.keys() | arguments(cfg["model"]).keys() - {"num_classes"}
+    names = LEARNING.keys() | CLIPS.keys() | (arguments(cfg["model"]).keys() - {"num_classes"})
     return {name: value for name, value in cfg.items() if name in names}
 
 
@@ -856,15 +872,12 @@ def resolve(flags, saved=None):
 
 
 def known_settings(saved, cfg):
-    """A checkpoint's settings; those of another version are named, and refused or made up for."""
-    # To ignore one would be to compute something else.
+    """-> a checkpoint's settings. ValueError for an unknown one; a missing one keeps its default."""
     unknown = sorted(saved.keys() - deciding(cfg).keys())
     if unknown:
         raise ValueError(f"the checkpoint has settings that this version does not know: "
                          f"{', '.join(unknown)}; start from its weights: --init FILE with --model "
                          "and --data")
-
-    # One that did not exist then had no effect, or its default's.
     missing = sorted(deciding(cfg).keys() - saved.keys())
     if missing:
         print("not in the checkpoint, taken from the defaults: "
@@ -878,12 +891,18 @@ def check(cfg):
     parse_views(cfg["views"])
     if os.path.exists(cfg["out"]) and not os.path.isdir(cfg["out"]):
         raise ValueError(f"--out {cfg['out']}: is a file, a folder is needed")
-    if cfg["crop_range"][0] > cfg["crop_range"][1]:
-        raise ValueError(f"--crop_range {shown(cfg['crop_range'])}: must be the lower number first")
+    low, high = cfg["crop_range"]
+    if low > high:
+        raise ValueError(f"--crop_range {low:.4g},{high:.4g}: must be the lower number first")
+    if cfg["crop"] == "area" and high > 1 or cfg["crop"] == "short_side" and low < 1:
+        raise ValueError(f"--crop_range {low:.4g},{high:.4g}: with --crop area a share of the frame, "
+                         "up to 1; with --crop short_side the short side in units of the crop, from "
+                         "1 on")
 
-    # On the meta device a network costs nothing, and says what it cannot be.
+    # On the meta device a network costs nothing, and says what it cannot be, or cannot take.
+    side = cfg["image_size"]
     with torch.device("meta"):
-        network(cfg)
+        network(cfg)(torch.empty(1, 3, cfg["num_frames"], side, side))
 
 
 def network(cfg, num_classes=None):
@@ -920,7 +939,8 @@ def where_to_run(cfg):
         print("warning: float16 works on a CPU, but is several times slower than float32")
     workers = cfg["workers"]
     if workers == -1:
-        workers = 0 if cfg["data"] == "toy" else os.cpu_count()
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes on this machine
+        workers = 0 if cfg["data"] == "toy" else max(1, os.cpu_count() // here)
     return cfg | dict(device=name, world=world, rank=rank, dtype=dtype, workers=workers)
 
 
@@ -980,7 +1000,10 @@ def classes_of(checkpoint, cfg):
     if "classes" in checkpoint:
         return checkpoint["classes"]
     classes = class_names(cfg["data"]) if cfg["data"] in NAMED else []
-    head = checkpoint.get("model", checkpoint).get("head.weight", ())
+    # The last layer is called head.weight, or mlp_head.4.weight in the transformer.
+    heads = [value for key, value in weights_of(checkpoint).items()
+             if key.endswith(("head.weight", "head.4.weight"))]
+    head = heads[0] if heads else ()
     if len(classes) != len(head):
         raise ValueError(f"{cfg['init']} has {len(head)} classes and no names for them, "
                          f"--data {cfg['data']} has {len(classes)}: name the data set it was "
@@ -991,18 +1014,18 @@ def classes_of(checkpoint, cfg):
 def build_model(cfg, classes, resumed, initial):
     """The network with the weights it starts from: resumed's, those of --init, or fresh ones."""
     # Fresh weights come from the seed; what is loaded replaces them.
-    torch.manual_seed(torch_seed(numbers(WEIGHTS, cfg["seed"])))
+    torch.manual_seed(torch_seed(generator(WEIGHTS, cfg["seed"])))
     model = network(cfg, len(classes))
     if resumed:
         model.load_state_dict(resumed["model"])
     elif initial:
-        done = load_weights(model, cfg["init"], cfg["temporal_init"])
+        done = load_weights(model, initial, cfg["temporal_init"], where=cfg["init"])
         if done["left_over"] and (cfg["eval"] or cfg["predict"]):
             raise ValueError(f"{cfg['init']} was not trained on the {len(classes)} classes of "
                              f"{cfg['data']}: its head does not fit")
     elif cfg["weight_init"] == "released":
         print(f"warning: {cfg['model']} starts as released, for image weights, and does not learn "
-              "from nothing: add --init WEIGHTS (focalnet_tiny_srf.pth) or --weight_init scratch")
+              "from nothing: add --init WEIGHTS or --weight_init scratch")
     return model.to(cfg["device"])
 
 
@@ -1015,14 +1038,20 @@ def sweep(flags):
     """
     # A row is the command line with a few flags more.
     cfg = resolve(flags)
+    if cfg["eval"] or cfg["predict"] or cfg["resume"] or "WORLD_SIZE" in os.environ:
+        raise ValueError("--sweep trains, in one process: leave --eval, --predict, --resume and "
+                         "torchrun out")
     rows = [parse(f"--{change}" for change in row.split()) for row in cfg["sweep"]]
     base = {name: texts for name, texts in flags.items() if name not in ("sweep", "seeds", "seed")}
     for row in rows:
+        if row.keys() & {"seed", "out"}:
+            raise ValueError("--sweep: seeds and folders are the sweep's, see --seed and --seeds")
         resolve(base | row)  # every mistake is found before the first run
 
     # The table grows on the screen and on the disk.
     os.makedirs(cfg["out"], exist_ok=True)
-    command = " ".join(f"--{name} {' '.join(texts)}" for name, texts in base.items())
+    command = " ".join(f"--{name} {' '.join(texts)}" for name, texts in base.items()
+                       if name != "out")
     seeds = range(cfg["seed"], cfg["seed"] + cfg["seeds"])
     with open(os.path.join(cfg["out"], "sweep.md"), "w") as file:
         def say(line):
@@ -1034,7 +1063,7 @@ def sweep(flags):
         for text, row in zip(cfg["sweep"], rows):
             runs = []
             for seed in seeds:
-                own = dict(seed=[str(seed)], out=[os.path.join(cfg["out"], "sweep")])
+                own = dict(seed=[str(seed)], out=[os.path.join(cfg["out"], "sweep")], views=["1x1"])
                 runs.append(one_run(base | row | own))
                 if isinstance(runs[-1], int):
                     return runs[-1]  # somebody asked to stop
@@ -1081,6 +1110,8 @@ def read_start(cfg):
     """-> the checkpoint to go on with, and the one to start from; {} for none."""
     if (cfg["eval"] or cfg["predict"]) and not cfg["init"]:
         raise ValueError("--eval and --predict need weights: --init FILE, as in --init out/best.pt")
+    if cfg["resume"] and (cfg["init"] or cfg["eval"] or cfg["predict"]):
+        raise ValueError("--resume goes on with training: leave --init, --eval and --predict out")
 
     # Weights to start from, or nothing.
     if not cfg["resume"]:
@@ -1119,6 +1150,8 @@ def run(words):
     early = {name: value_of(name, texts, *RUN[name][:2]) for name, texts in flags.items()
              if name in RUN}
     start = {name: default for name, (default, _, _) in RUN.items()} | early
+    if start["resume"] not in ("", "last") and "out" not in flags:
+        flags["out"] = [os.path.dirname(start["resume"]) or "."]  # go on in the same folder
     resumed, initial = read_start(start)
 
     # These settings stand between the recipe and the flags.
