@@ -380,7 +380,8 @@ class Plain(nn.Module):
         if mlp not in ("dwconv", "plain"):
             raise ValueError(f"mlp={mlp!r}: use 'dwconv' or 'plain'")
 
-        # Sizes. As released, patches overlap by two pixels, and the image is padded for them.
+        # Sizes. As released, patches overlap by two pixels, and the image is padded for them. Any
+        # image size works: no weight depends on it (but Linformer's).
         self.num_classes = num_classes
         self.num_frames = num_frames
         self.image_size = image_size
@@ -518,10 +519,12 @@ def arguments(name):
 
 def create_model(name, num_classes=None, num_frames=None, image_size=None, **overrides):
     """
-    A preset of MODELS, with any argument of its class overridden. None keeps the preset's value: 400 classes, 8 frames, 224 pixels for focal_t, 174, 16, 224 for lvt.
+    A preset of MODELS, with any argument of its class overridden. None keeps the preset's value:
+    400 classes, 8 frames, 224 pixels for focal_t; 174, 16, 224 for lvt.
     Raises ValueError for unknown names and arguments, and for values that cannot work.
     """
-    # The three that everybody has stand by name; None leaves them at the preset's.
+    # The three that everybody has stand by name. None leaves them at the preset's, so that a caller
+    # can pass on what it does not know.
     known = arguments(name)
     for key, value in (("num_classes", num_classes), ("num_frames", num_frames),
                        ("image_size", image_size)):
@@ -700,7 +703,8 @@ def load_weights(model, path_or_state_dict, temporal_init="fresh", where="weight
                              "has no temporal branch; leave it at 'fresh'")
         modulators_of_time_to_one(model)
 
-    # Report: a head that was swapped starts fresh as well.
+    # Report: what was loaded, what was inflated, and a head that was swapped, which starts fresh as
+    # well.
     fresh = fresh + swapped
     loaded = [key for key in own if key not in fresh]
     report = f"{where}: {len(loaded)} of {len(own)} tensors loaded"

@@ -816,7 +816,8 @@ class VideoSet(torch.utils.data.Dataset):
         if cfg["auto_augment"]:
             frames = auto_augment(frames, rng)  # as released, before the crop
 
-        # One crop for all frames.
+        # One crop for all frames, so that what stands still stays where it is; then the size that the
+    # network wants.
         top, left, h, w = training_box(*frames.shape[1:3], cfg, rng)
         clip = resize(frames[:, top:top+h, left:left+w], size)
 
@@ -954,7 +955,7 @@ def per_clip(flags, device):
 
 def blank(x, boxes):
     """x (B, 3, T, H, W): sets the box (top, left, h, w) of each clip to 0, in all frames."""
-    # Is a pixel in the box of its clip?
+    # Is a pixel in the box of its clip? A box of height 0 has none.
     top, left, h, w = boxes[:, :, None, None].unbind(1)  # (B, 1, 1) each
     row = torch.arange(x.shape[-2], device=x.device)[:, None]
     column = torch.arange(x.shape[-1], device=x.device)

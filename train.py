@@ -258,7 +258,7 @@ def evaluate(model, dataset, cfg):
             logits = torch.cat([model(part).float() for part in x.split(cfg["batch_size"])])
         scores[batch["index"]] = logits.softmax(-1).unflatten(0, (-1, views)).mean(1)
 
-        # What could not be read is named here, and counted at the end.
+        # What could not be read is named here, by the process that tried, and counted at the end.
         for i, reason in zip(batch["index"], batch["bad"]):
             if reason:
                 bad[i] = 1
@@ -332,7 +332,7 @@ def predict(model, classes, cfg):
         with autocast(cfg):
             scores = model(prepare(batch, cfg)).float().softmax(-1).mean(0)
 
-        # The five best, the most probable first.
+        # The five best, the most probable first, or all if there are fewer.
         print(path)
         for value, c in zip(*scores.topk(min(5, len(classes)))):
             print(f"  {100 * value:5.1f} %  {classes[c]}")
@@ -456,6 +456,7 @@ def first_lines(model, sets, schedule, cfg):
 
 def new_tally():
     """What is counted from one epoch's end to the next."""
+    # losses, norms: one of each step; clips: of all processes; waited, started: seconds.
     return dict(losses=[], norms=[], clips=0, waited=0.0, infinite=0, started=time.perf_counter())
 
 
@@ -501,6 +502,7 @@ def name_bad(batch, named, bar):
 
 def speed_line(tally):
     """'412 clips/s, 3 % waiting for data', and what has gone wrong."""
+    # Validation is not counted: a new tally begins after it.
     seconds = time.perf_counter() - tally["started"]
     line = (f"{tally['clips'] / seconds:.0f} clips/s, "
             f"{100 * tally['waited'] / seconds:.0f} % waiting for data")
@@ -520,6 +522,7 @@ def epoch_line(metrics, tally):
 
 def final_line(metrics, views):
     """What an evaluation found."""
+    # As papers report it, on one line.
     line = (f"{metrics['videos']} videos, {views} views: top-1 {metrics['top1']:.2f} %, "
             f"top-5 {metrics['top5']:.2f} %, mean class accuracy {metrics['mean_class']:.2f} %")
     if metrics["bad"]:
@@ -549,6 +552,7 @@ def catch(number, frame):
 @contextlib.contextmanager
 def catching_signals():
     """Within, Ctrl-C and SIGTERM are noted in CAUGHT."""
+    # Whatever happens inside, the handlers of before come back.
     CAUGHT.clear()
     before = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -563,6 +567,8 @@ def asked_to_stop(cfg):
     number = max(CAUGHT, default=0)
     if cfg["world"] == 1:
         return number
+
+    # A signal may have reached one process only, or all at different steps.
     flag = torch.tensor(number, device=cfg["device"])
     dist.all_reduce(flag, dist.ReduceOp.MAX)
     return flag.item()
@@ -635,8 +641,14 @@ def finish_epoch(net, parts, state, dataset, cfg):
     save("last.pt", parts, state, cfg)
 
 
+def clip_gradient(model, limit):
+    """Scales the gradient down to this norm, if it is longer -> the norm that it had."""
+    return torch.nn.utils.clip_grad_norm_(model.parameters(), limit).item()
+
+
 def timed(items):
     """Yields each item with the seconds that it took to come."""
+    # The time between two items is the loop's, not theirs.
     items = iter(items)
     while True:
         asked = time.perf_counter()
@@ -677,7 +689,6 @@ def train(model, sets, cfg, resumed=None):
 
 def loop(net, eval_net, sets, schedule, parts, state, cfg, bar):
     """The loop itself, from state["step"] to the last step, or to a signal: returns its number."""
-    # What changes from step to step.
     optimizer = parts["optimizer"]
     scaler = parts["scaler"]
     tally = new_tally()
@@ -709,8 +720,7 @@ def loop(net, eval_net, sets, schedule, parts, state, cfg, bar):
 
         # Clip the gradient and step, unless it is not finite: then only count it.
         scaler.unscale_(optimizer)
-        limit = cfg["clip_grad"] or math.inf
-        norm = torch.nn.utils.clip_grad_norm_(parts["model"].parameters(), limit).item()
+        norm = clip_gradient(parts["model"], cfg["clip_grad"] or math.inf)
         if math.isfinite(norm):
             scaler.step(optimizer)
         scaler.update()
@@ -812,7 +822,7 @@ def value_of(name, texts, default, allowed):
     else:
         value = parse_number(name, text, type(default))
 
-    # Numbers have a lowest and a highest value; the model checks its arguments itself.
+    # Numbers have a lowest and a highest value; the model checks its arguments itself, in `check`.
     for part in value if isinstance(value, tuple) else (value,):
         if allowed and not allowed[0] <= part <= allowed[1]:
             raise ValueError(f"--{name} {text}: must be from {shown(allowed[0])} "
@@ -917,7 +927,8 @@ def where_to_run(cfg):
     rank = int(os.environ.get("RANK", 0))
     local = int(os.environ.get("LOCAL_RANK", 0))
 
-    # The device: each process has a GPU of its own.
+    # The device. torch names what it knows; with several processes each has a GPU of its own, all
+    # have the CPU.
     name = cfg["device"]
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -989,7 +1000,8 @@ def open_sets(cfg, names):
         if unknown:
             raise ValueError(f"{cfg['init']} was not trained on the classes of {cfg['data']}: it "
                              f"does not know {unknown[0]!r}")
-        # The same names in another order, or only some of them.
+        # The same names in another order, or only some of them: a class that no video has stays one
+        # that can be answered.
         val.labels = [names.index(val.classes[label]) for label in val.labels]
         val.classes = names
     return sets
@@ -1083,13 +1095,13 @@ def one_run(flags):
     if status:
         return status
 
-    # What came out stands in the run's folder.
+    # What came out stands in the run's folder: the last weights, and a line for each epoch.
     out = flags["out"][0]
     checkpoint = read_checkpoint(os.path.join(out, "last.pt"))
     with open(os.path.join(out, "log.jsonl")) as file:
         speeds = [json.loads(line)["clips_per_s"] for line in file]
 
-    # What it costs is counted.
+    # What it costs is counted, on a network without numbers.
     with torch.device("meta"):
         model = network(checkpoint["settings"], len(checkpoint["classes"]))
     return dict(top1=checkpoint["metrics"]["top1"], clips_per_s=float(np.mean(speeds)),
@@ -1113,7 +1125,7 @@ def read_start(cfg):
     if cfg["resume"] and (cfg["init"] or cfg["eval"] or cfg["predict"]):
         raise ValueError("--resume goes on with training: leave --init, --eval and --predict out")
 
-    # Weights to start from, or nothing.
+    # Weights to start from, or nothing: then the network starts from its seed.
     if not cfg["resume"]:
         return {}, read_checkpoint(cfg["init"]) if cfg["init"] else {}
 
@@ -1122,6 +1134,8 @@ def read_start(cfg):
     if path == "last":
         path = os.path.join(cfg["out"], "last.pt")
     resumed = read_checkpoint(path)
+
+    # The settings come with it; a file of weights alone has none.
     if "settings" not in resumed:
         raise ValueError(f"--resume {path}: holds weights only, nothing to go on with; start from "
                          f"it: --init {path}")
@@ -1164,14 +1178,14 @@ def run(words):
     if cfg["rank"] > 0:
         sys.stdout = open(os.devnull, "w")  # only rank 0 prints
 
-    # No data set is needed to predict.
+    # No data set is needed to predict; one view is what a quick look wants.
     if cfg["predict"]:
         if "views" not in flags:
             cfg["views"] = "1x1"
         classes = classes_of(initial, cfg)
         return predict(build_model(cfg, classes, resumed, initial), classes, cfg)
 
-    # Data, model, processes; then training or not.
+    # Data, model, processes. The data comes first: it knows the classes.
     sets = open_sets(cfg, initial.get("classes"))
     model = build_model(cfg, sets["val"].classes, resumed, initial)
     if cfg["world"] > 1:
