@@ -43,7 +43,7 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from focal import SpatioTemporalFocalModulation, across_both, across_space
-from linear_attn import AXES, Attention
+from linear_attn import Attention
 
 
 # --------------------------------------------------- the parts: embedding, MLP, block
@@ -54,7 +54,7 @@ class PatchEmbed(nn.Module):
     (B, T, H, W, C) -> (B, T / tubelet, H / stride, W / stride, dim).
     """
 
-    def __init__(self, in_dim, dim, kernel, stride, padding=0, tubelet=1):
+    def __init__(self, in_dim, dim, kernel, stride, padding=0, tubelet=1, norm=True):
         super().__init__()
         # A tubelet of frames becomes one: then the convolution is 3-d.
         if tubelet == 1:
@@ -63,7 +63,7 @@ class PatchEmbed(nn.Module):
             self.proj = nn.Conv3d(in_dim, dim, (tubelet, kernel, kernel),
                                   stride=(tubelet, stride, stride),
                                   padding=(0, padding, padding))
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim) if norm else nn.Identity()
 
     def forward(self, x):
         if isinstance(self.proj, nn.Conv2d):
@@ -173,37 +173,93 @@ def drop_path_rates(last, blocks):
 
 def attention_mixers(dim, pattern, temporal_shift, spatial_shift, **options):
     """
-    The attentions of a block, one for each word of a pattern: 'time+space' -> [along time, across
-    space], as released; 'space+time' is the paper's text. The words are those of linear_attn.AXES.
+    The attentions of a block, one for each word of a pattern:
+        'time+space'           divided, as released; 'space+time' is the paper's text
+        'time+height+width'    axial: three lines through a token
+        'window+grid'          near, then far at the same place of all windows (TimeSformer's
+                               local-global, MaxViT)
+        'joint', 'space'       one attention; 'time|space' one as well, with its heads split
+    The words are those of linear_attn.AXES.
 
     The shifts are crossed, as released: an attention gets the shift along what it does not see.
     Attention across space gets the temporal one, so that its keys bring something of the frames
     around; attention along time the spatial one; joint attention, which sees everything, both.
     'space' with the temporal shift alone is XViT's window of three frames (arXiv:2106.05968).
-    Raises ValueError for an unknown word, and for a shift that no word takes.
+    Raises ValueError for an unknown word.
     """
-    # The words have to be known.
-    words = pattern.split("+")
-    for word in words:
-        if word not in AXES:
-            raise ValueError(f"pattern={pattern!r}: a word of {', '.join(AXES)}, "
-                             "or several joined by +, as in time+space")
-
-    # Attention along time takes no temporal shift, attention across space no spatial one. A shift
-    # that none of them takes raises.
-    if temporal_shift and set(words) == {"time"}:
-        raise ValueError(f"pattern={pattern!r} with temporal_shift={temporal_shift}: that shift is "
-                         "for an attention that does not see all of time; set temporal_shift=0")
-    if spatial_shift and set(words) == {"space"}:
-        raise ValueError(f"pattern={pattern!r} with spatial_shift={spatial_shift}: that shift is "
-                         "for an attention that does not see all of space; set spatial_shift=0")
+    # One after the other, as the block adds them; each has weights of its own.
     mixers = []
-    for word in words:
+    for word in pattern.split("+"):
         mixers.append(Attention(dim, pattern=word,
                                 temporal_shift=0 if word == "time" else temporal_shift,
                                 spatial_shift=0 if word == "space" else spatial_shift,
                                 **options))
     return mixers
+
+
+def pattern_of_blocks(pattern, blocks, temporal_shift=0, spatial_shift=0):
+    """
+    'time+space' -> the same for all blocks; a list, or 'space,space,time', has one for each. Raises
+    ValueError for another number, and for a shift that no word takes.
+    """
+    # One for all, or a list.
+    patterns = pattern.split(",") if isinstance(pattern, str) else list(pattern)
+    if len(patterns) == 1:
+        patterns = patterns * blocks
+    if len(patterns) != blocks:
+        raise ValueError(f"pattern={pattern!r}: one pattern, or one for each of {blocks} blocks")
+
+    # Attention along time takes no temporal shift, attention across space no spatial one: if there is
+    # nothing else in the network, the shift would be dropped in silence.
+    words = set("+".join(patterns).split("+"))
+    for name, shift, word in (("temporal_shift", temporal_shift, "time"),
+                              ("spatial_shift", spatial_shift, "space")):
+        if shift and words == {word}:
+            raise ValueError(f"pattern={pattern!r} with {name}={shift}: that shift is for an attention "
+                             f"that does not see all of {word}; set {name}=0")
+    return patterns
+
+
+def mean_around(x):
+    """(B, C, T, H, W) -> same: the mean of 3x3x3 tokens, of those that there are at a border."""
+    # Sums with zeros around, divided by how many of the 27 are inside.
+    total = F.avg_pool3d(F.pad(x, (1, 1, 1, 1, 1, 1)), 3, stride=1)
+    share = F.avg_pool3d(F.pad(torch.ones_like(x[:1, :1]), (1, 1, 1, 1, 1, 1)), 3, stride=1)
+    return total / share
+
+
+class Baseline(nn.Module):
+    """
+    What the ideas have to beat, in the mixer's place, (B, T, H, W, dim) -> same. kind:
+        'conv3d'        a dense 3x3x3 convolution: the role of C3D and R3D. 27 C^2 a token
+        'conv2plus1d'   1x3x3, GELU, 3x1x1: R(2+1)D (arXiv:1711.11248). 12 C^2 a token
+        'pool'          the mean of 3x3x3 tokens minus the token: MetaFormer's floor
+                        (arXiv:2111.11418). No parameters
+    """
+
+    def __init__(self, dim, kind):
+        super().__init__()
+        # All keep T, H, W: they pad by one.
+        if kind == "conv3d":
+            self.conv = nn.Conv3d(dim, dim, 3, padding=1)
+        elif kind == "conv2plus1d":
+            self.conv = nn.Sequential(nn.Conv3d(dim, dim, (1, 3, 3), padding=(0, 1, 1)), nn.GELU(),
+                                      nn.Conv3d(dim, dim, (3, 1, 1), padding=(1, 0, 0)))
+        elif kind == "pool":
+            self.conv = mean_around
+        else:
+            raise ValueError(f"mixer={kind!r}: use 'focal', 'attention', {', '.join(BASELINES)}")
+        self.kind = kind
+
+    def forward(self, x, return_maps=False):
+        # What the token has already, the residual adds.
+        y = across_both(self.conv, x)
+        if self.kind == "pool":
+            y = y - x
+        return (y, {}) if return_maps else y
+
+
+BASELINES = ("conv3d", "conv2plus1d", "pool")
 
 
 # --------------------------------------------------- the trunks
@@ -227,10 +283,11 @@ class Pyramid(nn.Module):
                      and each gradient holds two of them.
                      'scratch': Linear N(0, 1/fan_in), biases of h and h_temporal one: modulators
                      that start around one let the gradient pass.
-    mixer            'focal' or 'attention'; then: kernel, heads (of the first stage; they double as
-                     the channels do), pattern (see attention_mixers), window ((t, h, w) tokens, for
-                     its words 'window' and 'grid'). The fixation and the shifts are the Linear
-                     Video Transformer's.
+    mixer            'focal', 'attention', or one of Baseline's kinds
+    kernel, heads, pattern, window, shifted, kv_pool    of attention. heads: of the first stage, they
+                     double as the channels do; pattern: see attention_mixers, one for all blocks or
+                     one for each; shifted: in every second block; the rest: see linear_attn.py. The
+                     fixation and the shifts are the Linear Video Transformer's.
     """
 
     def __init__(self, num_classes=400, num_frames=8, image_size=224, patch=4, dim=96,
@@ -238,10 +295,10 @@ class Pyramid(nn.Module):
                  layerscale=False, postln=False, postln_in_modulation=False,
                  normalize_modulator=False, drop_path=0.2, temporal=True, spatial=True,
                  design="parallel", fusion="multiply", weight_init="released", mixer="focal",
-                 kernel="relu", pattern="time+space", window=(1, 1, 1), heads=3):
+                 kernel="relu", pattern="time+space", window=(1, 1, 1), shifted=False,
+                 kv_pool=(1, 1, 1), heads=3):
         super().__init__()
-        # Sizes, and what goes together. The strides of the stem and of all steps down have to divide
-        # the image, so that no token is cut.
+        # Sizes; the stride of the last stage has to divide the image, so that no token is cut.
         check_stem(patch, tubelet, conv_embed)
         stages = len(depths)
         levels = per_stage("levels", levels, stages)
@@ -253,7 +310,7 @@ class Pyramid(nn.Module):
         self.stride = patch * 2**(stages - 1)
         self.check(num_frames, image_size, image_size)
 
-        # The stem: pixels -> tokens. With conv_embed neighbouring tokens share pixels.
+        # The stem: pixels -> tokens.
         if conv_embed:
             self.patch_embed = PatchEmbed(3, dim, kernel=7, stride=4, padding=2)
         else:
@@ -261,14 +318,14 @@ class Pyramid(nn.Module):
 
         # The stages; between two of them the side halves and the channels double. All have the same
         # kind of mixer; heads double with the channels, so that their width stays.
-        words = pattern.split("+")
         rates = drop_path_rates(drop_path, sum(depths))
+        patterns = pattern_of_blocks(pattern, sum(depths))
         self.layers = nn.ModuleList()
         for s in range(stages):
             c = dim * 2**s
             side = image_size // patch // 2**s
             blocks = nn.ModuleList()
-            for _ in range(depths[s]):
+            for i in range(depths[s]):
                 if mixer == "focal":
                     mixers = [SpatioTemporalFocalModulation(
                         c, levels=levels[s], window=windows[s], temporal=temporal,
@@ -277,11 +334,11 @@ class Pyramid(nn.Module):
                         postln_in_modulation=postln_in_modulation)]
                 elif mixer == "attention":
                     mixers = attention_mixers(
-                        c, pattern, temporal_shift=0 if set(words) == {"time"} else 4,
-                        spatial_shift=0 if set(words) == {"space"} else 1, heads=heads * 2**s,
-                        kernel=kernel, window=window, size=(num_frames // tubelet, side, side))
+                        c, patterns.pop(0), temporal_shift=4, spatial_shift=1, heads=heads * 2**s,
+                        kernel=kernel, window=window, shifted=shifted and i % 2 == 1,
+                        kv_pool=kv_pool, size=(num_frames // tubelet, side, side))
                 else:
-                    raise ValueError(f"mixer={mixer!r}: use 'focal' or 'attention'")
+                    mixers = [Baseline(c, mixer)]
                 blocks.append(Block(c, mixers, drop_path=rates.pop(0), per_frame=True,
                                     postln=postln, layerscale=layerscale))
             self.layers.append(nn.ModuleDict({"blocks": blocks}))
@@ -357,13 +414,17 @@ class Plain(nn.Module):
     num_classes, num_frames, image_size    see Pyramid; the temporal embedding binds num_frames
     dim, depth, heads    width, blocks, attention heads
     patch, stride        of the embedding; it overlaps, and pads by patch // 2, where stride < patch
-    mixer                'attention' or 'focal' (2 levels, window 3; what follows is attention's)
-    kernel, fixation, fixation_by, temporal_shift, spatial_shift, shift_first, window
-                         see linear_attn.py; pattern: see attention_mixers
+    mixer                'attention', 'focal' (2 levels, window 3), or one of Baseline's kinds; what
+                         follows is attention's
+    kernel, window, kv_pool, fixation, fixation_by, temporal_shift, spatial_shift, shift_first,
+    qkv_bias             see linear_attn.py; shifted: in every second block
+    pattern              see attention_mixers; one for all blocks, or one for each
+    pos_embed            a learned table over space, resized bicubically for another grid, as a ViT
+                         has it; embed_norm: LayerNorm after the patches, which a ViT has not
     temp_embed           a learned vector for each frame, from 0. The released one is 8 long for
                          any T, so that frames t and t + 8 share it; ours has one per frame
     mlp                  'dwconv' (with a 3x3 depthwise convolution) or 'plain'
-    head_hidden          width of the head's MLP; 768 as released, whatever dim is
+    head_hidden          width of the head's MLP; 768 as released, whatever dim is; 0: one Linear
     drop_path            rate of the last block, drawn per clip
     dropout              on the tokens before the mean, and in the head
     weight_init          'released': Linear N(0, .02^2), convolutions N(0, 2/fan_out), biases 0
@@ -372,10 +433,10 @@ class Plain(nn.Module):
 
     def __init__(self, num_classes=174, num_frames=16, image_size=224, dim=512, depth=12, heads=8,
                  patch=16, stride=14, mixer="attention", kernel="relu", pattern="time+space",
-                 window=(1, 1, 1), fixation="qkv_shared", fixation_by="concat",
-                 temporal_shift=4, spatial_shift=1, shift_first=True, temp_embed=True,
-                 mlp="dwconv", head_hidden=768, drop_path=0.0, dropout=0.5,
-                 weight_init="released"):
+                 window=(1, 1, 1), shifted=False, kv_pool=(1, 1, 1), fixation="qkv_shared",
+                 fixation_by="concat", temporal_shift=4, spatial_shift=1, shift_first=True,
+                 qkv_bias=True, temp_embed=True, pos_embed=False, embed_norm=True, mlp="dwconv",
+                 head_hidden=768, drop_path=0.0, dropout=0.5, weight_init="released"):
         super().__init__()
         if mlp not in ("dwconv", "plain"):
             raise ValueError(f"mlp={mlp!r}: use 'dwconv' or 'plain'")
@@ -392,32 +453,39 @@ class Plain(nn.Module):
         self.check(num_frames, image_size, image_size)
 
         # Pixels -> tokens: 224 x 224 give 17 x 17, 336 x 336 give 25 x 25.
-        self.patch_embed = PatchEmbed(3, dim, kernel=patch, stride=stride, padding=self.padding)
+        self.patch_embed = PatchEmbed(3, dim, kernel=patch, stride=stride, padding=self.padding,
+                                      norm=embed_norm)
         side = (image_size + 2*self.padding - patch) // stride + 1
 
-        # Blocks, all alike but for their drop path.
+        self.pos_embed = nn.Parameter(torch.zeros(1, side, side, dim)) if pos_embed else None
+
+        # Blocks, each with its pattern and its drop path.
         self.blocks = nn.ModuleList()
-        for rate in drop_path_rates(drop_path, depth):
+        patterns = pattern_of_blocks(pattern, depth, temporal_shift, spatial_shift)
+        for i, rate in enumerate(drop_path_rates(drop_path, depth)):
             if mixer == "attention":
                 mixers = attention_mixers(
-                    dim, pattern, temporal_shift, spatial_shift, heads=heads, kernel=kernel,
-                    window=window, fixation=fixation, fixation_by=fixation_by,
-                    shift_first=shift_first, size=(num_frames, side, side))
+                    dim, patterns[i], temporal_shift, spatial_shift, heads=heads, kernel=kernel,
+                    window=window, shifted=shifted and i % 2 == 1, kv_pool=kv_pool,
+                    fixation=fixation, fixation_by=fixation_by, shift_first=shift_first,
+                    qkv_bias=qkv_bias, size=(num_frames, side, side))
             elif mixer == "focal":
                 mixers = [SpatioTemporalFocalModulation(dim)]
             else:
-                raise ValueError(f"mixer={mixer!r}: use 'attention' or 'focal'")
+                mixers = [Baseline(dim, mixer)]
             self.blocks.append(Block(dim, mixers, dwconv=mlp == "dwconv", drop_path=rate, eps=1e-6))
 
         # The end: norm, mean (in forward), an MLP for the scores.
         self.norm = nn.LayerNorm(dim, 1e-6)
         self.dropout = nn.Dropout(dropout)
-        if num_classes:
+        if num_classes == 0:
+            self.head = nn.Identity()
+        elif head_hidden == 0:
+            self.head = nn.Linear(dim, num_classes)
+        else:
             self.head = nn.Sequential(
                 nn.LayerNorm(dim), nn.Linear(dim, head_hidden), nn.GELU(), nn.Dropout(dropout),
                 nn.Linear(head_hidden, num_classes))
-        else:
-            self.head = nn.Identity()
         init_weights(self, weight_init)
 
     def check(self, T, H, W):
@@ -435,6 +503,8 @@ class Plain(nn.Module):
         self.check(*clip.shape[2:])
         x = clip.permute(0, 2, 3, 4, 1)  # channels-last
         x = self.patch_embed(x)  # (B, T, G, G, C)
+        if self.pos_embed is not None:
+            x = x + resized(self.pos_embed, x.shape[2:4])[:, None]  # (1, 1, G, G, C): all frames
         if self.temp_embed is not None:
             x = x + self.temp_embed[..., None, :]  # (1, T, 1, 1, C): the same for a whole frame
 
@@ -451,6 +521,16 @@ class Plain(nn.Module):
         return self.head(x)
 
 
+def resized(table, size):
+    """A position table (1, G, G, C), bicubically in another size (H, W): (1, H, W, C)."""
+    if table.shape[1:3] == size:
+        return table
+
+    # As timm does, antialiased where the grid gets smaller.
+    table = F.interpolate(table.permute(0, 3, 1, 2), size, mode="bicubic", antialias=True)
+    return table.permute(0, 2, 3, 1)
+
+
 def init_weights(model, weight_init):
     """Start values: see `weight_init` of the two trunks. Raises ValueError for an unknown name."""
     if weight_init not in ("released", "scratch"):
@@ -464,7 +544,8 @@ def init_weights(model, weight_init):
         elif isinstance(module, nn.Linear):
             std = 0.02 if weight_init == "released" else module.in_features**-0.5
             nn.init.normal_(module.weight, std=std)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         # The transformer's convolutions; those of the Video-FocalNets stay as torch makes them.
         elif isinstance(model, Plain) and isinstance(module, nn.Conv2d) and "mixers" not in name:
             fan_out = module.weight[0, 0].numel() * module.out_channels / module.groups
@@ -473,6 +554,12 @@ def init_weights(model, weight_init):
 
 
 # --------------------------------------------------- presets
+
+
+# What a plain ViT has, and the Linear Video Transformer has not, and the other way round.
+VIT = dict(num_classes=400, num_frames=8, stride=16, kernel="softmax", fixation="none",
+           temporal_shift=0, spatial_shift=0, pos_embed=True, embed_norm=False, mlp="plain",
+           head_hidden=0, dropout=0.0)
 
 # A preset is its class and the arguments that differ from the defaults there, which are the paper's.
 MODELS = {
@@ -493,16 +580,24 @@ MODELS = {
     # Ours, for the toy data: two blocks of 5 x 5 tokens.
     "lvt_toy": dict(trunk=Plain, num_frames=8, image_size=64, dim=64, depth=2, heads=2,
                     head_hidden=96, dropout=0.0, weight_init="scratch", num_classes=8),
+
+    # Not run here; TimeSformer's K400 top-1 from ImageNet-21k weights is no figure of this network.
+    # Plain ViTs as timm has them, with attention along time added before that across space:
+    # TimeSformer's divided attention, without its class token and its second projection of time.
+    "vit_ti": dict(trunk=Plain, dim=192, heads=3, **VIT),
+    "vit_s": dict(trunk=Plain, dim=384, heads=6, **VIT),
+    "vit_b": dict(trunk=Plain, dim=768, heads=12, **VIT),
 }
 
 # What means nothing to a network with the other mixer.
 FOCAL_ONLY = ("levels", "windows", "temporal", "spatial", "design", "fusion",
               "postln_in_modulation", "normalize_modulator")
-ATTENTION_ONLY = ("kernel", "pattern", "window", "heads", "fixation", "fixation_by",
-                  "temporal_shift", "spatial_shift", "shift_first")
+ATTENTION_ONLY = ("kernel", "pattern", "window", "shifted", "kv_pool", "heads", "fixation",
+                  "fixation_by", "temporal_shift", "spatial_shift", "shift_first", "qkv_bias")
 
-# Whole numbers that may be 0, and those of which there may be several.
-ZERO_IS_OFF = ("num_classes", "temporal_shift", "spatial_shift")
+# Whole numbers that may be 0, and those of which there may be several. For all others 0 or a list
+# would be a mistake.
+ZERO_IS_OFF = ("num_classes", "temporal_shift", "spatial_shift", "head_hidden")
 MAY_BE_SEVERAL = ("levels", "windows", "temporal_shift")
 
 
@@ -539,11 +634,12 @@ def create_model(name, num_classes=None, num_frames=None, image_size=None, **ove
 
     # An option of the mixer that is not there would change nothing.
     mixer = overrides.get("mixer", known["mixer"])
-    others = {"focal": ATTENTION_ONLY, "attention": FOCAL_ONLY}.get(mixer, ())
+    others = {"focal": ATTENTION_ONLY, "attention": FOCAL_ONLY}
+    others = others.get(mixer, FOCAL_ONLY + ATTENTION_ONLY)
     idle = [key for key in overrides if key in others and overrides[key] != known[key]]
     if idle:
         raise ValueError(f"{', '.join(idle)}: means nothing to model {name} with mixer={mixer!r}; "
-                         "leave it out, or set the other mixer, 'focal' or 'attention'")
+                         "leave it out, or set another mixer, 'focal' or 'attention'")
     return MODELS[name]["trunk"](**known | overrides)
 
 
@@ -559,7 +655,8 @@ def check_argument(key, value, default):
         good = isinstance(value, bool)
         rule = "True or False"
     elif isinstance(default, str):
-        good = isinstance(value, str)  # the layer says which words there are
+        words = [value] if isinstance(value, str) or key != "pattern" else value
+        good = all(isinstance(word, str) for word in words)  # the layer knows which there are
         rule = f"a word, as in {default}"
     elif isinstance(default, float):
         good = isinstance(value, (int, float)) and 0 <= value < 1
@@ -641,6 +738,12 @@ def fitted(key, value, own):
     """A checkpoint's tensor in the shape of `own`, this network's; None if that cannot be."""
     want = own.shape
 
+    # timm's table of positions is flat, and has a row for the class token in front, or none.
+    if key == "pos_embed" and value.ndim == 3:
+        side = int(value.shape[1]**0.5)
+        table = value[:, value.shape[1] - side**2:].unflatten(1, (side, side))
+        return resized(table, want[1:3]) if value.shape[2] == want[3] else None
+
     # A 1x1 convolution is a Linear, a Conv1d is a Conv2d: the same but for axes of length one.
     if value.squeeze().shape == own.squeeze().shape:
         return value.reshape(want)
@@ -665,13 +768,14 @@ def weights_of(checkpoint):
 def load_weights(model, path_or_state_dict, temporal_init="fresh", where="weights"):
     """
     Fill `model` from a checkpoint file or a state dict: ours, a released Video-FocalNet, or an
-    image FocalNet (Microsoft's focalnet_*_srf.pth), which is inflated: the network acts on every
-    frame, and its temporal branch stays
+    image network, Microsoft's FocalNets (focalnet_*_srf.pth) or timm's plain ViTs, which is
+    inflated: the network acts on every frame, and what it has for time stays
       'fresh'     as initialised (what the released code does: the start is 20 to 30 times smaller
                   than the image network's), or
-      'identity'  h_temporal = (weight 0, bias 1): m_t is exactly one, and a clip of one repeated
-                  frame computes what the image network computes on that frame. Ours; needs design
-                  'parallel' or 'sequential', fusion 'multiply'.
+      'identity'  h_temporal = (weight 0, bias 1), so that m_t is exactly one, or an attention along
+                  time whose projection is 0: a clip of one repeated frame computes what the image
+                  network computes on that frame. Ours; needs design 'parallel' or 'sequential',
+                  fusion 'multiply'.
     With a tubelet the stem's kernel is repeated along time and divided by its length. A head with
     another class count stays fresh. Returns and prints {'loaded', 'fresh', 'left_over'}: lists of
     keys. `where` names the weights in messages, if they come as a dict. Raises ValueError for
@@ -686,37 +790,47 @@ def load_weights(model, path_or_state_dict, temporal_init="fresh", where="weight
         where = source
         source = read_checkpoint(source)
 
-    # Rename, then inflate: an image network has no weights for time. What fits is loaded; whatever
-    # else there is raises, so that nothing is loaded by half.
+    # Rename, then inflate: an image network has no weights for time. What does not fit raises.
     named = our_names(model, weights_of(source))
     own = model.state_dict()
-    temporal = [key for key in own if "_temporal" in key]
+    temporal = weights_of_time(model)
     inflate = bool(temporal) and not any(key in named for key in temporal)
     fresh = temporal if inflate else []
+    if "pos_embed" in named:
+        fresh = fresh + added_to_a_vit(own, named, fresh)
+    class_token = named.pop("cls_token", None)
     state, swapped = fit_all(where, named, own, fresh)
     model.load_state_dict(state)
 
     # The start of what is fresh.
+    if temporal_init == "identity" and not inflate:
+        raise ValueError(f"temporal_init='identity': {where} is no image network, or this one has no "
+                         "temporal branch; leave it at 'fresh'")
     if temporal_init == "identity":
-        if not inflate:
-            raise ValueError(f"temporal_init='identity': {where} is no image network, or this one "
-                             "has no temporal branch; leave it at 'fresh'")
-        modulators_of_time_to_one(model)
+        time_to_identity(model)
 
-    # Report: what was loaded, what was inflated, and a head that was swapped, which starts fresh as
-    # well.
+    # Report: a head that was swapped starts fresh as well.
     fresh = fresh + swapped
     loaded = [key for key in own if key not in fresh]
     report = f"{where}: {len(loaded)} of {len(own)} tensors loaded"
     if inflate:
         start = "fresh" if temporal_init == "fresh" else "start as the identity"
         report += f"; inflated from an image network, {len(temporal)} temporal tensors {start}"
+    if class_token is not None:
+        report += "; class token dropped: this network pools by mean"
     if swapped:
         there = len(named[swapped[0]])
         report += (f"; head swapped: {there} classes there, {len(own[swapped[0]])} here, "
                    "it starts fresh")
     print(report)
     return dict(loaded=loaded, fresh=fresh, left_over=swapped)
+
+
+def added_to_a_vit(own, named, fresh):
+    """What the transformer adds to a plain ViT, and starts fresh: gates, time, a kernel's weights."""
+    # Attentions along time are in `fresh` already.
+    return [key for key in own if key not in named and key not in fresh
+            and ("gate" in key or key == "temp_embed" or key.endswith(".W"))]
 
 
 def fit_all(where, state, own, fresh):
@@ -760,8 +874,26 @@ def fit_all(where, state, own, fresh):
     return result, swapped
 
 
-def modulators_of_time_to_one(model):
-    """h_temporal = (weight 0, bias 1), so that m_t = 1. ValueError where m_t is not a factor."""
+def weights_of_time(model):
+    """Names of the parameters that an image network lacks: temporal branches, attentions along time."""
+    # The names are built as state_dict builds them.
+    names = []
+    for prefix, module in model.named_modules():
+        if isinstance(module, SpatioTemporalFocalModulation):
+            names += [f"{prefix}.{key}" for key in module.state_dict() if "_temporal" in key]
+        if isinstance(module, Block):
+            for i, mixer in enumerate(module.mixers):
+                if getattr(mixer, "pattern", "") == "time":
+                    names += [f"{prefix}.norms.{i}.{key}" for key in module.norms[i].state_dict()]
+                    names += [f"{prefix}.mixers.{i}.{key}" for key in mixer.state_dict()]
+    return names
+
+
+def time_to_identity(model):
+    """
+    Time changes nothing at first: h_temporal = (weight 0, bias 1), so that m_t = 1; the projection
+    of an attention along time is 0, so that it adds nothing. ValueError where m_t is not a factor.
+    """
     # A factor of one changes nothing: the network acts on every frame, as the image network did.
     for module in model.modules():
         if isinstance(module, SpatioTemporalFocalModulation):
@@ -770,6 +902,9 @@ def modulators_of_time_to_one(model):
                                  f"with fusion={module.fusion!r} there is none")
             nn.init.zeros_(module.h_temporal.weight)
             nn.init.ones_(module.h_temporal.bias)
+        if isinstance(module, Attention) and module.pattern == "time":
+            nn.init.zeros_(module.proj.weight)
+            nn.init.zeros_(module.proj.bias)
 
 
 # --------------------------------------------------- cost
@@ -784,7 +919,7 @@ def count_macs(model):
     return counter.get_total_flops() // 2  # the counter counts a multiply-add as two
 
 
-# The zoo: every preset, and what it costs.
+# The zoo: every preset, and what it costs. On the meta device, so that no weights are made.
 if __name__ == "__main__":
     print(f"{'model':<10} {'parameters':>12} {'multiply-adds':>14}   one view")
     for name in MODELS:

@@ -13,7 +13,12 @@ three lines of algebra do without the N x N matrix (Eq. 2 and 3):
     q_i, k_j and v_j are rows of d numbers.
 
 So linear attention does fewer multiply-adds as soon as N > d; measured, with d = 64, it overtakes
-torch's fused softmax between N = 64 and 196.
+torch's fused softmax between N = 64 and 196. What the bracket costs:
+    rank         its N x N weights have a rank of at most the width of the features
+    length       a query twice as long has the same weights: f(q_i) stands above and below. So a gate
+                 with one number per token would cancel, and feature fixation has one per feature
+    sign         `inline` and `mala` bring the length back; their weights still sum to one, but some
+                 are negative: y is no longer an average of values
 
 Such weights are smooth: they spread over all tokens where a softmax would pick a few. Two remedies:
     feature fixation           g = sigmoid(P [f(q), f(k), v]), then f(q) <- g f(q), f(k) <- g f(k):
@@ -40,7 +45,7 @@ Where the code differs from the text we follow the code, and the options have th
     ones as the token itself (the code copies, then overwrites). Kept: it is what the weights know.
 Ours: the shared gate is computed once, not twice; in fp16 the sums are N times smaller, see `linear`.
 Try it: python linear_attn.py    one clip through the layer, every shape; then softmax against linear
-                                 as N grows to 50,000, a minute on a CPU
+                                 as N grows to 50,000, and all kernels; two minutes on a CPU
 """
 import math
 import time
@@ -52,6 +57,11 @@ import torch.nn.functional as F
 
 # --------------------------------------------------- feature maps: one line is one linear kernel
 
+def full(x):
+    """To float32, if it has less: exponentials and divisions by small sums need its range."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 FEATURES = {
     "relu": lambda x: F.relu(x) + x.shape[-1]**-0.5,  # as released
     "relu_paper": F.relu,  # Eq. 3
@@ -60,30 +70,18 @@ FEATURES = {
     "identity": lambda x: x,  # Table 5, "no kernel": it does not learn
 }
 
-# What others did, further down: a function each, and a branch in `attend`.
-OTHERS = ("softmax", "cosformer", "performer", "linformer", "orthoformer")
-KERNELS = (*FEATURES, *OTHERS)
-
 
 def features(x, kernel):
     """f of a kernel, (..., N, d) -> same: what the gate sees and what linear kernels multiply."""
     if kernel in FEATURES:
         return FEATURES[kernel](x)
-    # cosFormer is linear too, but its features depend on the place of a token: see `cosformer`.
-    if kernel == "cosformer":
-        return F.relu(x)
-    # The others make of q and k what they need themselves.
+    # What others did stands further down, in a table of its own.
     if kernel in OTHERS:
-        return x
+        return OTHERS[kernel][0](x)
     raise ValueError(f"kernel={kernel!r}: use one of {', '.join(KERNELS)}")
 
 
 # --------------------------------------------------- linear attention
-
-def full(x):
-    """To float32, if it has less: exponentials and divisions by small sums need its range."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
 
 def linear(fq, fk, v, eps=1e-6, clamp=False):
     """
@@ -232,14 +230,19 @@ AXES = {
 }
 
 
+def check_divides(name, steps, grid):
+    """Raises ValueError unless each of three steps divides its side of the grid (T, H, W)."""
+    if any(side % step for side, step in zip(grid, steps)):
+        raise ValueError(f"{name}={tuple(steps)} does not divide {' x '.join(map(str, grid))} tokens")
+
+
 def group(x, word, window=(1, 1, 1)):
     """(B, T, H, W, heads, d) -> (groups, heads, N, d): tokens attend within their group only."""
     if word not in AXES:
         raise ValueError(f"pattern={word!r}: use one of {', '.join(AXES)}")
     B, T, H, W, heads, d = x.shape
     t, h, w = window
-    if T % t or H % h or W % w:
-        raise ValueError(f"window={window} does not divide {T} x {H} x {W} tokens")
+    check_divides("window", window, (T, H, W))
     x = x.reshape(B, T//t, t, H//h, h, W//w, w, heads, d)
 
     # The axes that a token sees come last, all others are batch.
@@ -250,7 +253,7 @@ def group(x, word, window=(1, 1, 1)):
 
 
 def ungroup(y, word, shape, window=(1, 1, 1)):
-    """(groups, heads, N, d) -> (B, T, H, W, C), back from `group`; shape: (B, T, H, W)."""
+    """(groups, heads, N, d) -> (B, T, H, W, heads, d), back from `group`; shape: (B, T, H, W)."""
     B, T, H, W = shape
     t, h, w = window
     sizes = (B, T//t, t, H//h, h, W//w, w, y.shape[1], y.shape[-1])
@@ -261,7 +264,7 @@ def ungroup(y, word, shape, window=(1, 1, 1)):
     # Undo the flattening, then the permutation.
     y = y.reshape([sizes[axis] for axis in order])
     back = [order.index(axis) for axis in range(9)]
-    return y.permute(back).reshape(B, T, H, W, -1)
+    return y.permute(back).reshape(B, T, H, W, y.shape[len(rest)], -1)
 
 
 # --------------------------------------------------- the mixer
@@ -272,8 +275,12 @@ class Attention(nn.Module):
 
     heads              number of heads, divides dim
     kernel             one of KERNELS
-    pattern            a word of AXES: over which axes a token looks
+    pattern            a word of AXES: over which axes a token looks; or two, 'time|space': half of
+                       the heads look along time, half across space (ViViT's model 4)
     window             (t, h, w), tokens: the windows of 'window' and 'grid'
+    shifted            windows start at half of their size; what leaves at one end comes in at the
+                       other, so border windows see both ends (Swin masks that, we do not)
+    kv_pool            (t, h, w): so many tokens of keys and values are averaged to one (MViT)
     fixation           one of FIXATIONS: what the gates see; '_shared': one gate for q and k
     fixation_by        how they are joined: 'concat', 'add' or 'multiply'
     temporal_shift     channel divisor, or (divisor, span);  spatial_shift  size 1, 2, 4;  0 = off
@@ -284,17 +291,23 @@ class Attention(nn.Module):
     """
 
     def __init__(self, dim, heads=8, kernel="relu", pattern="space", window=(1, 1, 1),
-                 fixation="qkv_shared", fixation_by="concat", temporal_shift=0, spatial_shift=0,
-                 shift_first=True, size=None):
+                 shifted=False, kv_pool=(1, 1, 1), fixation="qkv_shared", fixation_by="concat",
+                 temporal_shift=0, spatial_shift=0, shift_first=True, qkv_bias=True, size=None):
         super().__init__()
-        check_options(dim, heads, kernel, pattern, window, fixation, fixation_by, temporal_shift,
-                      spatial_shift)
+        check_options(dim, heads, kernel, fixation, fixation_by, temporal_shift, spatial_shift)
+        check_pattern(heads, kernel, pattern, window, shifted, kv_pool)
+
+        if size is not None:
+            check_divides("window", window, size)
+            check_divides("kv_pool", kv_pool, size)
 
         # Which tokens meet, how, and what helps them: see the docstring.
         self.heads = heads
         self.kernel = kernel
         self.pattern = pattern
         self.window = window
+        self.shifted = shifted
+        self.kv_pool = kv_pool
         self.fixation = fixation
         self.fixation_by = fixation_by
         self.temporal_shift = temporal_shift
@@ -302,7 +315,7 @@ class Attention(nn.Module):
         self.shift_first = shift_first
 
         # The way in and the way out.
-        self.qkv = nn.Linear(dim, 3*dim)
+        self.qkv = nn.Linear(dim, 3*dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
         # The gate, d features -> d numbers from 0 to 1, the same weights for all heads.
@@ -319,6 +332,12 @@ class Attention(nn.Module):
         # What some kernels own.
         if kernel == "performer":
             self.register_buffer("omega", orthogonal_features(d, d))  # drawn once, and saved
+        # Learned maps of features: one starts as the identity, the other makes them few, as their
+        # number is squared.
+        if kernel == "hedgehog":
+            self.W = nn.Parameter(torch.eye(d))
+        if kernel == "taylor" and d > 16:
+            self.W = nn.Parameter(torch.randn(16, d) * d**-0.5)
         if kernel == "linformer":
             if size is None:
                 raise ValueError("kernel='linformer' has weights per token: "
@@ -352,6 +371,8 @@ class Attention(nn.Module):
         """What the kernel takes beside q, k and v, for `attend`; N: tokens of a group."""
         if self.kernel == "performer":
             return dict(omega=self.omega)
+        if hasattr(self, "W"):
+            return dict(W=self.W)
         if self.kernel == "linformer":
             if N != self.N:
                 raise ValueError(f"{N} tokens: kernel='linformer' was made for {self.N} "
@@ -391,15 +412,53 @@ class Attention(nn.Module):
             k = self.shift(k.flatten(-2)).view_as(k)
             v = self.shift(v.flatten(-2)).view_as(v)
 
-        # Tokens attend within their group: (groups, heads, N, d).
-        q = group(q, self.pattern, self.window)
-        k = group(k, self.pattern, self.window)
-        v = group(v, self.pattern, self.window)
-        y = attend(self.kernel, q, k, v, **self.kernel_arguments(k.shape[-2]))
+        # Fewer keys and values, if they are pooled; windows that start elsewhere, if they are shifted.
+        if self.shifted:
+            q, k, v = (roll(part, self.window, -1) for part in (q, k, v))
+        k = pool(k, self.kv_pool)
+        v = pool(v, self.kv_pool)
+
+        # Tokens attend within their group, (groups, heads, N, d); heads may look along two ways.
+        words = self.pattern.split("|")
+        parts = []
+        maps = []
+        for word, q, k, v in zip(words, *(part.chunk(len(words), dim=-2) for part in (q, k, v))):
+            y, q, k = self.attend_within(word, q, k, v)
+            parts.append(y)
+            maps.append(dict(q=q, k=k, fixation=gates))
+        y = torch.cat(parts, dim=-2)  # (B, T, H, W, heads, d)
+        if self.shifted:
+            y = roll(y, self.window, 1)
 
         # Heads side by side again, and mixed.
-        y = self.proj(ungroup(y, self.pattern, shape, self.window))
-        return (y, dict(q=q, k=k, fixation=gates)) if return_maps else y
+        y = self.proj(y.flatten(-2))
+        return (y, maps[-1]) if return_maps else y
+
+    def attend_within(self, word, q, k, v):
+        """q, k, v (B, T, H, W, heads, d) -> y like q, and q and k as groups (groups, heads, N, d)."""
+        # Where keys are pooled, their windows have fewer tokens; queries have all of theirs. As many
+        # groups of the one as of the other: `check_pattern` sees to that.
+        shape = q.shape[:4]
+        pooled = [max(1, size // step) for size, step in zip(self.window, self.kv_pool)]
+        q = group(q, word, self.window)
+        k = group(k, word, pooled)
+        v = group(v, word, pooled)
+        y = attend(self.kernel, q, k, v, **self.kernel_arguments(k.shape[-2]))
+        return ungroup(y, word, shape, self.window), q, k
+
+
+def roll(x, window, direction):
+    """x (B, T, H, W, heads, d): moves the grid by half a window, cyclically."""
+    return x.roll([direction * (size // 2) for size in window], dims=(1, 2, 3))
+
+
+def pool(x, kv_pool):
+    """(B, T, H, W, heads, d) -> (B, T/t, H/h, W/w, heads, d), means of t x h x w tokens."""
+    t, h, w = kv_pool
+    T, H, W = x.shape[1:4]
+    check_divides("kv_pool", kv_pool, (T, H, W))
+    x = x.unflatten(3, (W//w, w)).unflatten(2, (H//h, h)).unflatten(1, (T//t, t))
+    return x.mean((2, 4, 6))
 
 
 def tokens_seen(word, size, window=(1, 1, 1)):
@@ -409,22 +468,16 @@ def tokens_seen(word, size, window=(1, 1, 1)):
     return math.prod(axes[axis] for axis in AXES[word])
 
 
-def check_options(dim, heads, kernel, pattern, window, fixation, fixation_by, temporal_shift,
-                  spatial_shift):
+def check_options(dim, heads, kernel, fixation, fixation_by, temporal_shift, spatial_shift):
     """Raises ValueError, with the value and the rule, for invalid options and combinations."""
     # Names that a table knows.
     for name, value, allowed in (
             ("kernel", kernel, KERNELS),
-            ("pattern", pattern, tuple(AXES)),
             ("fixation", fixation, FIXATIONS),
             ("fixation_by", fixation_by, ("concat", "add", "multiply")),
             ("spatial_shift", spatial_shift, (0, 1, 2, 4))):
         if value not in allowed:
             raise ValueError(f"{name}={value!r}: use one of {', '.join(map(str, allowed))}")
-
-    if len(window) != 3 or pattern == "window" and max(window) == 1:
-        raise ValueError(f"window={tuple(window)} with pattern={pattern!r}: needs three sizes, in "
-                         "tokens, (t, h, w), that make windows of more than one token")
 
     # What cannot go together.
     if heads < 1 or dim % heads:
@@ -447,23 +500,50 @@ def check_options(dim, heads, kernel, pattern, window, fixation, fixation_by, te
                              f"for one per neighbour, dim={dim} has fewer: use a smaller size")
 
 
-# --------------------------------------------------- what others did
-# All take q, k, v (..., N, d), `features`, maybe gated, and give (..., N, d).
+def check_pattern(heads, kernel, pattern, window, shifted, kv_pool):
+    """Raises ValueError, with the value and the rule, for patterns that cannot be."""
+    # A pattern is one word, or two for half of the heads each.
+    words = pattern.split("|")
+    if any(word not in AXES for word in words):
+        raise ValueError(f"pattern={pattern!r}: use one of {', '.join(AXES)}, or two joined by |, as "
+                         "in time|space")
+    if len(window) != 3 or "window" in words and max(window) == 1:
+        raise ValueError(f"window={tuple(window)} with pattern={pattern!r}: needs three sizes, in "
+                         "tokens, (t, h, w), that make windows of more than one token")
 
-def attend(kernel, q, k, v, omega=None, E=None, P=None, L=64):
-    """y (.., N, d) of a kernel. omega: performer's; E, P: linformer's; L: orthoformer's landmarks."""
+    # Heads are split evenly; a shift of windows needs windows.
+    if heads % len(words):
+        raise ValueError(f"pattern={pattern!r} splits the heads in {len(words)}, heads={heads} is not "
+                         "a multiple of it")
+    if shifted and not {"window", "grid"} & set(words):
+        raise ValueError(f"shifted=True with pattern={pattern!r}: only windows can be shifted, "
+                         "use 'window' or 'grid'")
+
+    # Weights per token belong to one number of tokens; a pool has to stay within what a word sees.
+    if kernel == "linformer" and (len(words) > 1 or max(kv_pool) > 1):
+        raise ValueError("kernel='linformer' has weights per token: it takes one word as pattern, "
+                         "and no kv_pool")
+    if len(kv_pool) != 3:
+        raise ValueError(f"kv_pool={tuple(kv_pool)}: three sizes, (t, h, w) tokens")
+
+    # Along each axis: the tokens of a pool must be seen together, in one window or in all of them.
+    for word in words:
+        for axis, (step, size) in enumerate(zip(kv_pool, window)):
+            whole = 2*axis in AXES[word] and size == 1
+            if step > 1 and (2*axis + 1 not in AXES[word] or size % step and not whole):
+                raise ValueError(f"kv_pool={tuple(kv_pool)} with pattern={pattern!r}, window="
+                                 f"{tuple(window)}: averages over tokens that do not meet; pool along "
+                                 "what the word sees, within its windows")
+
+
+# --------------------------------------------------- attention of any kernel
+
+def attend(kernel, q, k, v, **own):
+    """y (.., N, d) of a kernel; own: what it takes beside q, k and v, by name (see OTHERS)."""
     if kernel in FEATURES:
         return linear(q, k, v)
-    if kernel == "softmax":
-        return F.scaled_dot_product_attention(q, k, v)  # fused: N^2 time, but no N x N memory
-    if kernel == "cosformer":
-        return cosformer(q, k, v)
-    if kernel == "performer":
-        return performer(q, k, v, omega)
-    if kernel == "linformer":
-        return linformer(q, k, v, E, P)
-    if kernel == "orthoformer":
-        return orthoformer(q, k, v, L)
+    if kernel in OTHERS:
+        return OTHERS[kernel][1](q, k, v, **own)
     raise ValueError(f"kernel={kernel!r}: use one of {', '.join(KERNELS)}")
 
 
@@ -476,6 +556,11 @@ def attention_map(kernel, q, k, **own):
     identity = torch.eye(N, dtype=k.dtype, device=k.device)
     return attend(kernel, q, k, identity.expand(*k.shape[:-1], N), **own)
 
+
+# --------------------------------------------------- what others did
+
+# All take q, k, v (..., N, d), what `features` makes of them, maybe gated, and give (..., N, d). The
+# table at the end says which there are.
 
 def cosformer(fq, fk, v):
     """
@@ -584,6 +669,136 @@ def landmarks(q, L):
     return torch.cat(chosen, -1).sort(-1).values
 
 
+def efficient(q, k, v):
+    """softmax over features of q, times [softmax over tokens of k]^T v: each feature is a map of its
+    own. Shen et al. 2018, arXiv:1812.01243. O(N d^2)."""
+    return q.softmax(-1) @ (k.softmax(-2).transpose(-2, -1) @ v)
+
+
+def agent(q, k, v, agents=None, n=16):
+    """softmax(q A^T) [softmax(A k^T) v], A: queries pooled to n tokens, neighbours in raster order.
+    Han et al. 2023, arXiv:2312.08874. O(N n d)."""
+    # In float32: torch's pooling on a CPU knows no fp16.
+    if agents is None:
+        pooled = F.adaptive_avg_pool1d(full(q).flatten(0, -3).transpose(-2, -1), n)
+        agents = pooled.transpose(-2, -1).unflatten(0, q.shape[:-2]).to(q.dtype)
+    y = F.scaled_dot_product_attention(agents, k, v)  # (.., n, d)
+    return F.scaled_dot_product_attention(q, agents, y)
+
+
+def taylor(q, k, v, W=None):
+    """
+    f(q) . f(k) = 1 + t + t^2/2, t = q . k / sqrt d: the softmax's exponential, cut off; always at
+    least 1/2. W (16, d): first to a width of 16, as 1 + d + d^2 features are many.
+    Based: Arora et al. 2024, arXiv:2402.18668. O(N d^3).
+    """
+    if W is not None:
+        q = q @ W.transpose(-2, -1)
+        k = k @ W.transpose(-2, -1)
+    return linear(taylor_features(q), taylor_features(k), v)
+
+
+def taylor_features(x):
+    """(.., N, d) -> (.., N, 1 + d + d^2): [1, x, x (x) x / sqrt 2], x scaled by d^-1/4."""
+    # All products of two channels, each pair twice.
+    x = x * x.shape[-1]**-0.25
+    pairs = (x[..., :, None] * x[..., None, :]).flatten(-2)
+    return torch.cat([torch.ones_like(x[..., :1]), x, pairs * 2**-0.5], dim=-1)
+
+
+def hedgehog(q, k, v, W=None):
+    """f(x) = [softmax(W x), softmax(-W x)], W (d, d) learned, the identity at first, so that it can
+    become as spiky as a softmax. Zhang et al. 2024, arXiv:2402.04347. O(2 N d^2)."""
+    if W is not None:
+        q = q @ W.transpose(-2, -1)
+        k = k @ W.transpose(-2, -1)
+    fq = torch.cat([q.softmax(-1), (-q).softmax(-1)], dim=-1)
+    fk = torch.cat([k.softmax(-1), (-k).softmax(-1)], dim=-1)
+    return linear(fq, fk, v)
+
+
+def inline(q, k, v):
+    """
+    a_ij = (q_i . (k_j - mean k) / sqrt d + 1) / N: no feature map, no division by a sum. So
+    y_i = mean v + q_i cov(k, v) / sqrt d. Han et al. 2024, arXiv:2412.06590. O(N d^2).
+    """
+    # What all keys have in common is taken out, so that the weights' sum does not depend on q.
+    N, d = k.shape[-2:]
+    k = k - k.mean(-2, keepdim=True)
+    cov = (k / N).transpose(-2, -1) @ v  # (.., d, d); the mean of v cancels
+    return v.mean(-2, keepdim=True) + q @ cov * d**-0.5
+
+
+def rala(fq, fk, v):
+    """
+    Linear attention with f = elu + 1, whose keys count by alpha_j = N softmax_j(mean f(q) . f(k_j) /
+    sqrt d): of higher rank. Fan et al. 2025, arXiv:2411.07635. O(N d^2).
+    """
+    # Which keys are asked for by all queries together? N, so that alpha is one on average.
+    N, d = fk.shape[-2:]
+    asked = full(fq).mean(-2, keepdim=True) * d**-0.5  # (.., 1, d)
+    alpha = N * (full(fk) @ asked.transpose(-2, -1)).softmax(-2)  # (.., N, 1)
+    return linear(fq, fk * alpha.to(fk.dtype), v)
+
+
+def mala(fq, fk, v, eps=1e-6):
+    """
+    Linear attention with f = elu + 1 that knows the length of a query, z_i = f(q_i) . mean f(k) /
+    sqrt d:  y_i = (1 + 1/z_i) f(q_i) [mean f(k)^T v] / sqrt d - z_i mean v.
+    Fan et al. 2025, arXiv:2507.00698. O(N d^2).
+    """
+    # Means in place of sums, so that fp16 does not overflow.
+    N, d = fk.shape[-2:]
+    kv = (fk / N).transpose(-2, -1) @ v  # (.., d, d)
+
+    # eps: a query without features would give 0/0.
+    z = full(fq) @ full(fk).mean(-2, keepdim=True).transpose(-2, -1) * d**-0.5  # (.., N, 1)
+    y = (1 + 1 / (z + eps)) * full(fq @ kv) * d**-0.5 - z * full(v).mean(-2, keepdim=True)
+    return y.to(v.dtype)
+
+
+def focused(fq, fk, v):
+    """
+    Linear attention with f(x) = t^3 at the length of t, t = relu(x) + 1e-6: sharper. FLatten, Han et
+    al. 2023, arXiv:2308.00442. O(N d^2). As released, 1e-6 is added to the mean over keys, of
+    features that are 1 / ln 2 as large.
+    """
+    return linear(fq, fk, v, eps=1e-6 * math.log(2)**2 * fk.shape[-2])
+
+
+def focused_features(x):
+    """(.., N, d) -> same, in float32 inside: 1e-6 to the third power is 0 in fp16."""
+    t = F.relu(full(x)) + 1e-6
+    cube = t**3
+    cube = cube * t.norm(dim=-1, keepdim=True) / cube.norm(dim=-1, keepdim=True)
+    return cube.to(x.dtype)
+
+
+def raw(x):
+    """The features of a kernel that makes its own from q and k, so that the gate sees these."""
+    return x
+
+
+# name: (what the gate sees of q and k and the function gets, the function), by their years. Softmax
+# is torch's own, fused: N^2 time, but no N x N memory.
+OTHERS = {
+    "softmax": (raw, F.scaled_dot_product_attention),
+    "efficient": (raw, efficient),
+    "linformer": (raw, linformer),  # E, P (K, N)
+    "performer": (raw, performer),  # omega (m, d)
+    "orthoformer": (raw, orthoformer),  # L landmarks
+    "cosformer": (F.relu, cosformer),
+    "focused": (focused_features, focused),
+    "agent": (raw, agent),  # agents (.., n, d), or they are pooled
+    "taylor": (raw, taylor),  # W (16, d)
+    "hedgehog": (raw, hedgehog),  # W (d, d)
+    "inline": (raw, inline),
+    "rala": (FEATURES["elu"], rala),
+    "mala": (FEATURES["elu"], mala),
+}
+KERNELS = (*FEATURES, *OTHERS)
+
+
 # --------------------------------------------------- the layer, step by step, and the race
 
 def show(what, tensor):
@@ -639,10 +854,10 @@ def walk():
     print(f"the layer itself gives the same y; {parameters:,} parameters\n")
 
 
-def best_ms(run, *inputs):
-    """The best time of at least 4 runs and 2 seconds, in ms: the minimum has the least noise."""
+def best_ms(run, *inputs, at_least=2):
+    """The best of at least 4 runs and so many seconds, in ms: the minimum has the least noise."""
     seconds = []
-    while len(seconds) < 4 or sum(seconds) < 2:
+    while len(seconds) < 4 or sum(seconds) < at_least:
         start = time.perf_counter()
         run(*inputs)
         seconds.append(time.perf_counter() - start)
@@ -680,6 +895,24 @@ def race(sizes=(64, 196, 784, 3136, 12544, 50176), limit_s=20):
           f"{limit_s} s a run")
 
 
+@torch.no_grad()
+def race_all(sizes=(196, 3136)):
+    """All kernels at two lengths, as layers use them: features, then attention."""
+    print(f"\nall kernels, the same; ms\n{'kernel':<12}" + "".join(f"{f'N = {N}':>10}" for N in sizes))
+    for kernel in KERNELS:
+        line = f"{kernel:<12}"
+        for N in sizes:
+            # A layer knows what its kernel owns; it is asked for it.
+            layer = Attention(512, 8, kernel, "space", size=(1, 1, N))
+            own = layer.kernel_arguments(N)
+            q, k, v = torch.randn(3, 1, 8, N, 64)
+            ms = best_ms(lambda: attend(kernel, features(q, kernel), features(k, kernel), v, **own),
+                         at_least=0.5)
+            line += f"{ms:>10.2f}"
+        print(line)
+
+
 if __name__ == "__main__":
     walk()
     race()
+    race_all()

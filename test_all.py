@@ -36,8 +36,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import data as D
 import linear_attn as A
 import train
-from backbone import (MODELS, Block, count_macs, create_model, load_weights, our_names,
-                      read_checkpoint)
+from backbone import (MODELS, Baseline, Block, attention_mixers, count_macs, create_model,
+                      load_weights, our_names, read_checkpoint)
 from focal import SpatioTemporalFocalModulation
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -355,6 +355,8 @@ def own(kernel, N, d=8, dtype=torch.float64):
         return dict(E=torch.randn(16, N).to(dtype) / 4, P=torch.randn(16, N).to(dtype) / 4)
     if kernel == "orthoformer":
         return dict(L=6)
+    if kernel == "hedgehog":
+        return dict(W=torch.randn(d, d).to(dtype) * d**-0.5)
     return {}
 
 
@@ -373,10 +375,10 @@ def test_attention_is_its_explicit_weights(kernel):
         if kernel in A.FEATURES:
             a = q @ k.mT
             close(weights, a / (a.sum(-1, keepdim=True) + 1e-6), rtol=1e-10, atol=1e-10)
-        # Every kernel but two averages; a query without features has no weights.
+        # Every kernel but two has weights that sum to one; a query without features has none.
         if kernel not in ("linformer", "identity"):
             total = weights.sum(-1)
-            some = total[total > 0]
+            some = total[total > 1e-3]
             close(some, torch.ones_like(some), rtol=1e-3, atol=0)
 
 
@@ -415,6 +417,76 @@ def test_kernels_are_their_formulas_written_out_slowly():
     told = torch.softmax(few @ k.mT * 8**-0.25, -1) @ v
     y = torch.softmax(q * 8**-0.25 @ few.mT, -1) @ told
     close(A.orthoformer(q, k, v, 4), y, rtol=1e-10, atol=1e-10)
+
+
+def test_kernels_after_the_paper_are_their_formulas_written_out_slowly():
+    """The N x N weights of each, from its paper's formula, give the same output."""
+    q, k, v = qkv64(9)
+    N, d = q.shape[-2:]
+    s = d**-0.5
+    elu_q = F.elu(q) + 1
+    elu_k = F.elu(k) + 1
+    t = s * q @ k.mT
+    weights = dict()
+
+    # Kernels: products of features, or what is as good as that, normalised.
+    def normalised(a):
+        return a / a.sum(-1, keepdim=True)
+    weights["taylor"] = normalised(1 + t + t**2 / 2)
+    spikes = [torch.cat([x.softmax(-1), (-x).softmax(-1)], -1) for x in (q, k)]
+    weights["hedgehog"] = normalised(spikes[0] @ spikes[1].mT)
+    cubes = [(F.relu(x) + 1e-6)**3 for x in (q, k)]
+    lengths = [(F.relu(x) + 1e-6).norm(dim=-1, keepdim=True) for x in (q, k)]
+    sharp = [c / c.norm(dim=-1, keepdim=True) * length for c, length in zip(cubes, lengths)]
+    a = sharp[0] @ sharp[1].mT
+    weights["focused"] = a / (a.sum(-1, keepdim=True) + 1e-6 * math.log(2)**2 * N)
+    alpha = N * (s * (elu_q.mean(-2, keepdim=True) @ elu_k.mT)).softmax(-1)  # (.., 1, N)
+    weights["rala"] = normalised(alpha * (elu_q @ elu_k.mT))
+
+    # Weights that know the length of a query: the mean, plus what differs from it.
+    weights["inline"] = (t - t.mean(-1, keepdim=True) + 1) / N
+    z = s * elu_q @ elu_k.mT
+    mean = z.mean(-1, keepdim=True)
+    weights["mala"] = (1 + 1 / mean) * z / N - mean / N
+
+    # Two softmaxes, over features and tokens, or by way of agents.
+    weights["efficient"] = q.softmax(-1) @ k.softmax(-2).mT
+    agents = q.unflatten(-2, (3, 3)).mean(-2)
+    weights["agent"] = (s * q @ agents.mT).softmax(-1) @ (s * agents @ k.mT).softmax(-1)
+
+    for kernel, a in weights.items():
+        extra = dict(agents=agents) if kernel == "agent" else {}
+        q_features = A.features(q, kernel)
+        k_features = A.features(k, kernel)
+        y = A.attend(kernel, q_features, k_features, v, **extra)
+        tolerance = 1e-5 if kernel in ("rala", "mala", "taylor", "hedgehog") else 1e-10  # our eps
+        close(y, a @ v, rtol=tolerance, atol=tolerance)
+    close(A.agent(q, k, v, n=3), A.agent(q, k, v, agents))  # pooled by itself
+    assert (weights["inline"] < 0).any() and (weights["mala"] < 0).any()
+
+
+@pytest.mark.parametrize("kernel", ("rala", "mala", "inline", "focused", "agent", "taylor",
+                                    "efficient"))
+def test_kernels_after_the_paper_compute_what_their_authors_classes_compute(kernel):
+    record = golden("modern_linear")[kernel]
+    extra = dict(agents=record["agents"]) if kernel == "agent" else {}
+    q = A.features(record["q"], kernel)
+    k = A.features(record["k"], kernel)
+    close(A.attend(kernel, q, k, record["v"], **extra), record["y"], rtol=0, atol=1e-5)
+
+
+def test_what_the_kernels_teach():
+    """A scalar gate cancels, a gate per feature does not; rank is at most the width of features."""
+    q, k, v = qkv64(16)
+    fq = A.features(q, "elu")
+    fk = A.features(k, "elu")
+    y = A.attend("elu", fq, fk, v)
+    gate = torch.rand(1, 2, 16, 1, dtype=torch.float64) + 0.5
+    close(A.attend("elu", gate * fq, fk, v), y, rtol=1e-6, atol=1e-6)
+    per_feature = torch.rand(1, 2, 16, 8, dtype=torch.float64) + 0.5
+    assert (A.attend("elu", per_feature * fq, fk, v) - y).abs().max() > 1e-3
+    assert torch.linalg.matrix_rank(A.attention_map("elu", fq, fk)).tolist() == [[8, 8]]
+    assert torch.linalg.matrix_rank(A.attention_map("softmax", q, k)).tolist() == [[16, 16]]
 
 
 def test_landmarks_are_chosen_one_by_one_each_the_least_like_those_before():
@@ -524,28 +596,95 @@ def allowed(word, T=4, H=4, W=6, window=(2, 2, 3)):
     }[word]
 
 
+def dense(layer, x):
+    """What a layer of one word, or of two that split the heads, computes: all N x N pairs, masked."""
+    B, T, H, W, C = x.shape
+    N = T * H * W
+    q, k, v = (part.reshape(B, N, layer.heads, -1).transpose(1, 2)
+               for part in layer.qkv(x).chunk(3, -1))
+    if layer.kernel == "softmax":
+        a = (q @ k.mT * q.shape[-1]**-0.5).exp()
+        eps = 0
+    else:
+        offset = q.shape[-1]**-0.5
+        a = (F.relu(q) + offset) @ (F.relu(k) + offset).mT
+        eps = 1e-6
+    words = layer.pattern.split("|")
+    masks = torch.stack([allowed(word, T, H, W, layer.window) for word in words])
+    a = a * masks.repeat_interleave(layer.heads // len(words), 0)  # (B, heads, N, N)
+    y = a / (a.sum(-1, keepdim=True) + eps) @ v
+    return layer.proj(y.transpose(1, 2).reshape(B, T, H, W, C))
+
+
+PATTERNS = [*A.AXES, "time|space", "window|grid", "time+space", "space+time", "time+height+width",
+            "window+grid", "time|space+joint"]
+
+
 @pytest.mark.parametrize("kernel", ("softmax", "relu"))
-@pytest.mark.parametrize("word", A.AXES)
-def test_every_pattern_is_full_attention_under_a_mask(word, kernel):
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_every_pattern_is_full_attention_under_a_mask(pattern, kernel):
     """Forward and gradients, float64: the weights of pairs that do not meet are zero."""
     torch.manual_seed(0)
-    layer = A.Attention(8, 2, kernel, word, window=(2, 2, 3), fixation="none").double()
+    layers = attention_mixers(8, pattern, 0, 0, heads=2, kernel=kernel, window=(2, 2, 3),
+                              fixation="none")
     x = torch.randn(2, 4, 4, 6, 8, dtype=torch.float64, requires_grad=True)
-    y = layer(x)
-    probe = torch.randn_like(y)
-    gradient = torch.autograd.grad((y * probe).sum(), x)[0]
-
-    # All 96 tokens at once, two heads of 4.
-    q, k, v = (part.reshape(2, 96, 2, 4).transpose(1, 2) for part in layer.qkv(x).chunk(3, -1))
-    if kernel == "softmax":
-        a = (q @ k.mT / 2).exp() * allowed(word)
-        a = a / a.sum(-1, keepdim=True)
-    else:
-        a = (F.relu(q) + 0.5) @ (F.relu(k) + 0.5).mT * allowed(word)
-        a = a / (a.sum(-1, keepdim=True) + 1e-6)
-    expected = layer.proj((a @ v).transpose(1, 2).reshape(2, 4, 4, 6, 8))
+    y = x
+    expected = x
+    for layer in layers:
+        y = y + layer.double()(y)
+        expected = expected + dense(layer, expected)
     close(y, expected, rtol=1e-10, atol=1e-10)
-    close(gradient, torch.autograd.grad((expected * probe).sum(), x)[0], rtol=1e-10, atol=1e-10)
+    probe = torch.randn_like(y)
+    gradients = [torch.autograd.grad((out * probe).sum(), x)[0] for out in (y, expected)]
+    close(*gradients, rtol=1e-10, atol=1e-10)
+
+
+def test_windows_are_what_they_should_be():
+    """The whole grid as window is joint; a window further in is a window further out; shifts roll."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 4, 4, 6, 8, dtype=torch.float64)
+    options = dict(heads=2, fixation="none")
+    joint = A.Attention(8, pattern="joint", **options).double()
+    whole = A.Attention(8, pattern="window", window=(4, 4, 6), **options).double()
+    window = A.Attention(8, pattern="window", window=(2, 2, 3), **options).double()
+    shifted = A.Attention(8, pattern="window", window=(2, 2, 3), shifted=True, **options).double()
+    for layer in (whole, window, shifted):
+        layer.load_state_dict(joint.state_dict())
+    close(whole(x), joint(x), rtol=1e-10, atol=1e-10)
+    close(window(x.roll((2, 2, 3), (1, 2, 3))), window(x).roll((2, 2, 3), (1, 2, 3)))
+    by_hand = window(x.roll((-1, -1, -1), (1, 2, 3))).roll((1, 1, 1), (1, 2, 3))
+    close(shifted(x), by_hand)
+    assert (shifted(x) - window(x)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("word, kv_pool, window", (
+    ("joint", (2, 2, 3), (1, 1, 1)),
+    ("space", (1, 2, 1), (1, 1, 1)),
+    ("window", (1, 1, 3), (2, 2, 3))))
+def test_pooled_keys_and_values_are_means_of_the_tokens_they_stand_for(word, kv_pool, window):
+    """Means put back in the place of each token that they are of: for a softmax the same average."""
+    torch.manual_seed(0)
+    layer = A.Attention(8, 2, "softmax", word, window=window, kv_pool=kv_pool, fixation="none")
+    whole = A.Attention(8, 2, "softmax", word, window=window, fixation="none")
+    whole.load_state_dict(layer.state_dict())
+    x = torch.randn(1, 4, 4, 6, 8)
+    t, h, w = kv_pool
+
+    # The mean of k is k of the mean of x: only queries see the tokens themselves.
+    mean = F.avg_pool3d(x.permute(0, 4, 1, 2, 3), kv_pool)
+    mean = mean.repeat_interleave(t, 2).repeat_interleave(h, 3).repeat_interleave(w, 4)
+    mean = mean.permute(0, 2, 3, 4, 1)
+    q = whole.qkv(x)[..., :8].unflatten(-1, (2, 4))
+    k, v = (part.unflatten(-1, (2, 4)) for part in whole.qkv(mean)[..., 8:].chunk(2, -1))
+    y, _, _ = whole.attend_within(word, q, k, v)
+    close(layer(x), whole.proj(y.flatten(-2)))
+
+
+def test_each_block_may_have_a_pattern_of_its_own():
+    for pattern in (["space", "time|space"], "space,time|space"):
+        model = create_model("lvt_toy", pattern=pattern, spatial_shift=0)
+        assert [[m.pattern for m in block.mixers] for block in model.blocks] == [
+            ["space"], ["time|space"]]
 
 
 def test_shifts_move_what_the_released_code_moves():
@@ -623,19 +762,101 @@ def test_fixation_before_or_after_the_shifts_matters():
     assert (first(x) - last(x)).abs().max() > 1e-3
 
 
+# --------------------------------------------------- baselines, and plain ViTs
+
+def test_baselines_are_torch_s_operators():
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, 5, 6)
+    channels_first = x.permute(0, 4, 1, 2, 3)
+
+    def last(y):
+        return y.permute(0, 2, 3, 4, 1)
+    dense3d = Baseline(6, "conv3d")
+    close(dense3d(x), last(F.conv3d(channels_first, dense3d.conv.weight, dense3d.conv.bias, padding=1)))
+    split = Baseline(6, "conv2plus1d")
+    frames = [F.conv2d(channels_first[:, :, t], split.conv[0].weight[:, :, 0], split.conv[0].bias,
+                       padding=1) for t in range(3)]
+    y = F.gelu(torch.stack(frames, 2)).permute(0, 3, 4, 1, 2).reshape(40, 6, 3)
+    y = F.conv1d(y, split.conv[2].weight[..., 0, 0], split.conv[2].bias, padding=1)
+    close(split(x), y.reshape(2, 4, 5, 6, 3).permute(0, 4, 1, 2, 3))
+    pooled = Baseline(6, "pool")(x)
+    close(pooled[0, 1, 1, 1], x[0, 0:3, 0:3, 0:3].mean((0, 1, 2)) - x[0, 1, 1, 1])
+    close(pooled[0, 0, 0, 4], x[0, 0:2, 0:2, 3:5].mean((0, 1, 2)) - x[0, 0, 0, 4])  # a corner
+
+
+def small_vit(**changes):
+    size = dict(num_classes=10, num_frames=4, image_size=64, dim=64, depth=3, heads=2)
+    return create_model("vit_s", **size | changes).eval()
+
+
+@pytest.mark.parametrize("pattern", ("space", "time+space"))
+def test_a_vit_with_identity_start_is_timm_s_on_a_still_clip(pattern):
+    record = golden("timm_vit")["avg"]
+    model = small_vit(pattern=pattern)
+    start = "identity" if "time" in pattern else "fresh"
+    load_weights(model, filled(record["manifest"]), temporal_init=start)
+    image = seeded(record["x_shape"], record["x_seed"])
+    still = image[:, :, None].expand(-1, -1, 4, -1, -1)
+    close(model(still), record["logits"], rtol=0, atol=2e-5)
+
+
+def test_a_vit_with_a_class_token_loses_it_and_says_so(capsys):
+    state = filled(golden("timm_vit")["token"]["manifest"])
+    model = small_vit(image_size=96)
+    load_weights(model, state, temporal_init="identity")
+    assert "class token dropped" in capsys.readouterr().out
+
+    # The table of positions without its first row, from 4 x 4 to 6 x 6.
+    table = state["pos_embed"][:, 1:].reshape(1, 4, 4, 64).permute(0, 3, 1, 2)
+    table = F.interpolate(table, (6, 6), mode="bicubic", antialias=True)
+    close(model.pos_embed, table.permute(0, 2, 3, 1))
+
+
+def test_image_weights_start_linear_attention_with_feature_fixation():
+    """The paper's idea on weights that exist: gates are fresh, everything else is loaded."""
+    state = filled(golden("timm_vit")["token"]["manifest"])
+    model = small_vit(kernel="relu", fixation="qkv_shared")
+    done = load_weights(model, state)
+    assert all("gate" in key or "mixers.0" in key or "norms.0" in key or key == "temp_embed"
+               for key in done["fresh"])
+    close(model.blocks[1].mixers[1].qkv.weight, state["blocks.1.attn.qkv.weight"])
+    with pytest.raises(ValueError, match="missing: blocks.0.mlp.fc1.bias"):
+        load_weights(model, {key: value for key, value in state.items()
+                             if key != "blocks.0.mlp.fc1.bias"})
+
+
+@pytest.mark.parametrize("name, c, parameters", (
+    ("vit_ti", 192, 7_386_064), ("vit_s", 384, 28_927_504), ("vit_b", 768, 114_477_712)))
+def test_vit_parameters_and_multiply_adds(name, c, parameters):
+    """TimeSformer's 121.4 M and 196 G have a projection of time more, 7.1 M, 11.1 G, and a class token."""
+    with torch.device("meta"):
+        model = create_model(name)
+    attention = 4*c*c + 4*c + 2*c  # qkv, proj, biases, norm
+    mlp = 8*c*c + 5*c + 2*c
+    by_hand = 768*c + c + (196 + 8) * c + 12 * (2*attention + mlp) + 2*c + 400 * (c + 1)
+    assert sum(p.numel() for p in model.parameters()) == by_hand == parameters
+    tokens = 8 * 196
+    macs = tokens * (768*c + 12 * (2 * 4*c*c + 8*c*c + 2 * 8*c + 2 * 196*c)) + 400*c
+    assert count_macs(model) == macs
+
+
 # --------------------------------------------------- every option, and what cannot be
 
 OPTIONS = [("focal_toy", options) for options in (
     dict(temporal=False), dict(spatial=False), dict(design="sequential"), dict(design="joint3d"),
     dict(fusion="project"), dict(levels=3), dict(levels=(1, 4)), dict(postln_in_modulation=True),
     dict(normalize_modulator=True), dict(tubelet=2), dict(postln=True, layerscale=True),
-    dict(mixer="attention", postln=True, layerscale=True))]
+    dict(mixer="attention", postln=True, layerscale=True), dict(mixer="conv3d"),
+    dict(mixer="conv2plus1d"), dict(mixer="pool"))]
 OPTIONS += [("focal_toy", dict(mixer="attention", kernel=kernel, pattern=pattern))
             for kernel in A.KERNELS for pattern in ("time+space", "space", "joint")]
 OPTIONS += [("lvt_toy", options) for options in (
     dict(mixer="focal"), dict(pattern="space+time"), dict(pattern="space", spatial_shift=0),
     dict(pattern="joint"), dict(pattern="time+height+width"), dict(fixation="separate"),
     dict(pattern="window+grid", window=(2, 1, 1)), dict(fixation_by="add"),
+    dict(pattern="window", window=(2, 3, 3), shifted=True), dict(pattern="time|space"),
+    dict(pattern="joint", kv_pool=(2, 1, 1)), dict(pattern=["space", "joint"]),
+    dict(pos_embed=True, embed_norm=False, head_hidden=0, qkv_bias=False), dict(mixer="conv3d"),
     dict(kernel="performer"), dict(kernel="linformer"), dict(mlp="plain", temp_embed=False),
     dict(spatial_shift=0, temporal_shift=(8, 2)), dict(drop_path=0.5))]
 
@@ -658,8 +879,15 @@ def test_every_option_runs_trains_and_keeps_batch_items_apart(name, options):
 @pytest.mark.parametrize("name, options, message", (
     ("lvt_toy", dict(pattern="space"), "pattern='space' with spatial_shift=1.*spatial_shift=0"),
     ("lvt_toy", dict(pattern="time", spatial_shift=0), "pattern='time' with temporal_shift=4"),
-    ("lvt_toy", dict(pattern="sideways"), "pattern='sideways': a word of time, space, joint"),
-    ("lvt_toy", dict(pattern="time+sideways"), r"pattern='time\+sideways': a word of"),
+    ("lvt_toy", dict(pattern="sideways"), "pattern='sideways': use one of time, space, joint"),
+    ("lvt_toy", dict(pattern="time+sideways"), "pattern='sideways': use one of time"),
+    ("lvt_toy", dict(pattern=["space"] * 3), "one pattern, or one for each of 2 blocks"),
+    ("lvt_toy", dict(pattern="time|space", heads=1), "splits the heads in 2, heads=1"),
+    ("lvt_toy", dict(pattern="joint", shifted=True), "only windows can be shifted"),
+    ("lvt_toy", dict(pattern="joint", kv_pool=(2, 2, 2)), "does not divide 8 x 5 x 5 tokens"),
+    ("lvt_toy", dict(kv_pool=(2, 1, 1)), "averages over tokens that do not meet"),
+    ("lvt_toy", dict(pattern="grid", window=(2, 1, 1), kv_pool=(2, 1, 1)), "that do not meet"),
+    ("lvt_toy", dict(pattern="joint", kernel="linformer", kv_pool=(2, 1, 1)), "weights per token"),
     ("lvt_toy", dict(kernel="nonsense"), "kernel='nonsense': use one of relu"),
     ("lvt_toy", dict(heads=5), "heads=5 does not divide"),
     ("lvt_toy", dict(fixation="separate", fixation_by="add"), "joins nothing"),

@@ -160,6 +160,12 @@ RECIPES = {
         "k600": LVT_KINETICS,
         "ssv2": LVT,
     },
+    # Ours: plain ViTs are trained as the transformer is.
+    "vit": {
+        "toy": TOY | dict(optimizer="adamw", base_lr=0.003, betas=(0.9, 0.98), weight_decay=0.05),
+        "k400": LVT_KINETICS,
+        "ssv2": LVT,
+    },
 }
 
 
