@@ -7,7 +7,8 @@ One block serves them all: residual branches, one after the other.
     x = x + mlp(norm(x))          acts on each token alone
 
 The mixer defines the network: focal modulation (focal.py) mixes space and time at once; attention
-(linear_attn.py) usually has two mixers, along time first, then across space. Two trunks take either:
+(linear_attn.py) usually has two mixers, along time first, then across space. Two trunks take
+either:
 
     Pyramid  Video-FocalNet
         clip     (B, 3, T, H, W)         8 frames of 224 x 224
@@ -18,13 +19,13 @@ The mixer defines the network: focal modulation (focal.py) mixes space and time 
 
     Plain    Linear Video Transformer
         clip     (B, 3, T, H, W)         16 frames of 224 x 224
-        tokens   (B, T, 17, 17, C)       patches of 16 x 16 with stride 14; plus an embedding of time
+        tokens   (B, T, 17, 17, C)       patches of 16 x 16, stride 14; plus an embedding of time
         blocks   (B, T, 17, 17, C)       12 of them, all of one size
                  norm, mean over T, H, W, MLP  ->  logits (B, num_classes)
 
-Inside, everything is channels-last: (B, T, H, W, C). Almost no layer knows H and W (Linformer's does,
-its weights are one per token), and there is no position embedding in space: position enters through
-the zero padding of convolutions and shifts only (and cosFormer's index).
+Inside, everything is channels-last: (B, T, H, W, C). Almost no layer knows H and W (Linformer's
+does, its weights are one per token), and there is no position embedding in space: position enters
+through the zero padding of convolutions and shifts only (and cosFormer's index).
 
 Sources: Wasim et al. 2023, arXiv:2307.06947 (Video-FocalNet); Yang et al. 2022, arXiv:2203.11926
 (FocalNet); "Linear Video Transformer with Feature Fixation", arXiv:2210.08164.
@@ -209,14 +210,14 @@ def pattern_of_blocks(pattern, blocks, temporal_shift=0, spatial_shift=0):
     if len(patterns) != blocks:
         raise ValueError(f"pattern={pattern!r}: one pattern, or one for each of {blocks} blocks")
 
-    # Attention along time takes no temporal shift, attention across space no spatial one: if there is
-    # nothing else in the network, the shift would be dropped in silence.
+    # Attention along time takes no temporal shift, attention across space no spatial one: if there
+    # is nothing else in the network, the shift would be dropped in silence.
     words = set("+".join(patterns).split("+"))
     for name, shift, word in (("temporal_shift", temporal_shift, "time"),
                               ("spatial_shift", spatial_shift, "space")):
         if shift and words == {word}:
-            raise ValueError(f"pattern={pattern!r} with {name}={shift}: that shift is for an attention "
-                             f"that does not see all of {word}; set {name}=0")
+            raise ValueError(f"pattern={pattern!r} with {name}={shift}: that shift is for an "
+                             f"attention that does not see all of {word}; set {name}=0")
     return patterns
 
 
@@ -284,10 +285,10 @@ class Pyramid(nn.Module):
                      'scratch': Linear N(0, 1/fan_in), biases of h and h_temporal one: modulators
                      that start around one let the gradient pass.
     mixer            'focal', 'attention', or one of Baseline's kinds
-    kernel, heads, pattern, window, shifted, kv_pool    of attention. heads: of the first stage, they
-                     double as the channels do; pattern: see attention_mixers, one for all blocks or
-                     one for each; shifted: in every second block; the rest: see linear_attn.py. The
-                     fixation and the shifts are the Linear Video Transformer's.
+    kernel, heads, pattern, window, shifted, kv_pool    of attention. heads: of the first stage,
+                     they double as the channels do; pattern: see attention_mixers, one for all
+                     blocks or one for each; shifted: in every second block; the rest: see
+                     linear_attn.py. The fixation and the shifts are the Linear Video Transformer's.
     """
 
     def __init__(self, num_classes=400, num_frames=8, image_size=224, patch=4, dim=96,
@@ -389,8 +390,8 @@ def check_stem(patch, tubelet, conv_embed):
     """Raises ValueError, with the rule, for stems that cannot be."""
     # The overlapping stem is 2-d, 7 x 7 with stride 4, and nothing else.
     if tubelet > 1 and conv_embed:
-        raise ValueError(f"tubelet={tubelet} with conv_embed=True: the released code crashes on it, "
-                         "there is no network to be faithful to; use tubelet=1 or "
+        raise ValueError(f"tubelet={tubelet} with conv_embed=True: the released code crashes on "
+                         "it, there is no network to be faithful to; use tubelet=1 or "
                          "conv_embed=False")
     if conv_embed and patch != 4:
         raise ValueError(f"patch={patch} with conv_embed=True: the overlapping stem has stride 4, "
@@ -561,7 +562,8 @@ VIT = dict(num_classes=400, num_frames=8, stride=16, kernel="softmax", fixation=
            temporal_shift=0, spatial_shift=0, pos_embed=True, embed_norm=False, mlp="plain",
            head_hidden=0, dropout=0.0)
 
-# A preset is its class and the arguments that differ from the defaults there, which are the paper's.
+# A preset is its class and the arguments that differ from the defaults there, which are the
+# paper's.
 MODELS = {
     # Video-FocalNets. Paper, K400 top-1 with 4x3 views | ours
     "focal_t": dict(trunk=Pyramid, dim=96, depths=(2, 2, 6, 2), drop_path=0.2),  # 79.8 | not run
@@ -602,7 +604,9 @@ MAY_BE_SEVERAL = ("levels", "windows", "temporal_shift")
 
 
 def arguments(name):
-    """All arguments of a preset with their values, {'num_classes': 400, ..}. ValueError: no such."""
+    """
+    All arguments of a preset with their values, {'num_classes': 400, ..}. ValueError: no such.
+    """
     if name not in MODELS:
         raise ValueError(f"no model {name!r}; there are {', '.join(MODELS)}")
 
@@ -804,8 +808,8 @@ def load_weights(model, path_or_state_dict, temporal_init="fresh", where="weight
 
     # The start of what is fresh.
     if temporal_init == "identity" and not inflate:
-        raise ValueError(f"temporal_init='identity': {where} is no image network, or this one has no "
-                         "temporal branch; leave it at 'fresh'")
+        raise ValueError(f"temporal_init='identity': {where} is no image network, or this one has "
+                         "no temporal branch; leave it at 'fresh'")
     if temporal_init == "identity":
         time_to_identity(model)
 
@@ -827,7 +831,9 @@ def load_weights(model, path_or_state_dict, temporal_init="fresh", where="weight
 
 
 def added_to_a_vit(own, named, fresh):
-    """What the transformer adds to a plain ViT, and starts fresh: gates, time, a kernel's weights."""
+    """
+    What the transformer adds to a plain ViT, and starts fresh: gates, time, a kernel's weights.
+    """
     # Attentions along time are in `fresh` already.
     return [key for key in own if key not in named and key not in fresh
             and ("gate" in key or key == "temp_embed" or key.endswith(".W"))]
@@ -875,7 +881,9 @@ def fit_all(where, state, own, fresh):
 
 
 def weights_of_time(model):
-    """Names of the parameters that an image network lacks: temporal branches, attentions along time."""
+    """
+    Names of the parameters that an image network lacks: temporal branches, attentions along time.
+    """
     # The names are built as state_dict builds them.
     names = []
     for prefix, module in model.named_modules():

@@ -47,7 +47,7 @@ NAMED = ("k400", "k600", "ssv2", "diving48", "activitynet")  # class names in as
 SETTINGS = {
     # which frames, and which part of them
     "sampling": ("segments", ("segments", "tsn", "dense"), "how the frames of a clip are chosen"),
-    "interval": (1, (1, 1000), "dense: frames of the window per frame of the clip; segments: see sample_val"),
+    "interval": (1, (1, 1000), "dense: frames of the window per frame; segments: see sample_val"),
     "margin": (1.0, (1, 4), "short side before cropping, in units of image_size"),
     "crop": ("none", ("none", "area", "short_side", "multi_scale"), "random crop in training"),
     "crop_range": ((0.08, 1.0), (0.01, 10), "area: share of the frame; short_side: side in crops"),
@@ -184,7 +184,9 @@ def kinetics_rows(listing, folders):
 
 
 def list_rows(listing, root):
-    """A list, 'path label' or 'path,label' a line, paths from `root` on; ValueError with the line."""
+    """
+    A list, 'path label' or 'path,label' a line, paths from `root` on; ValueError with the line.
+    """
     # Some editors begin a file with an invisible mark: utf-8-sig drops it.
     rows = []
     with open(listing, encoding="utf-8-sig") as file:
@@ -287,8 +289,9 @@ def class_index(labels, data, root):
 
 def open_data(cfg, splits, views="1x1"):
     """
-    The data set cfg["data"] -> {split: VideoSet}; prints what was found. It is toy, a name of NAMED,
-    a folder or a list file. 'train' has training's samples, any other split evaluation's `views`.
+    The data set cfg["data"] -> {split: VideoSet}; prints what was found. It is toy, a name of
+    NAMED, a folder or a list file. 'train' has training's samples, any other split evaluation's
+    `views`.
     Raises FileNotFoundError with the expected layout, ValueError for unknown names and labels.
     """
     # The toy is drawn, not read.
@@ -314,8 +317,8 @@ def open_data(cfg, splits, views="1x1"):
     # Both splits are read, whatever is asked for: a class may be in one of them only.
     found = {split: find_split(data, root, split) for split in ("train", "val")}
     if os.path.isfile(data) and "train" in splits and found["train"][0] == found["val"][0]:
-        raise ValueError(f"--data {data}: this list would be trained on and validated with; two lists "
-                         "are needed, my_train.txt and, beside it, my_val.txt")
+        raise ValueError(f"--data {data}: this list would be trained on and validated with; two "
+                         "lists are needed, my_train.txt and, beside it, my_val.txt")
     labels = set()
     for _, rows in found.values():
         labels |= {label for _, label in rows if label is not None}
@@ -479,8 +482,8 @@ def read_clip(path, choose, short_side=None):
 
 def sample_train(n, T, interval, rng):
     """One random frame from each of T equal segments of n. 300 frames, T 8: segments of 37."""
-    # Enough frames: one of each segment. Fewer: sorted random ones, with repeats. Hardly any: evenly
-    # spaced, with repeats.
+    # Enough frames: one of each segment. Fewer: sorted random ones, with repeats. Hardly any:
+    # evenly spaced, with repeats.
     usable = max(n - interval + 1, 0)
     segment = usable // T
     if segment > 0:
@@ -792,16 +795,18 @@ class VideoSet(torch.utils.data.Dataset):
         # From memory, or from a file.
         if torch.is_tensor(self.clips):
             return self.clips[i][choose_frames(self.clips.shape[1], self.cfg, clips, rng)]
-        return read_clip(self.clips[i], lambda n: choose_frames(n, self.cfg, clips, rng), short_side)
+        return read_clip(self.clips[i], lambda n: choose_frames(n, self.cfg, clips, rng),
+                         short_side)
 
     def read_or_replace(self, i, rng):
         """-> frames, the sample that they are of, and '' or why it is not sample i."""
         # The replacements are drawn too, so that epoch 3 has the same ones whenever it is run.
         bad = ""
         j = i
+        short_side = int(self.cfg["margin"] * self.cfg["image_size"])
         for _ in range(10):
             try:
-                return self.read(j, int(self.cfg["margin"] * self.cfg["image_size"]), rng=rng), j, bad
+                return self.read(j, short_side, rng=rng), j, bad
             except BadVideo as error:
                 bad = bad or str(error)
                 j = int(rng.integers(len(self)))
@@ -816,7 +821,8 @@ class VideoSet(torch.utils.data.Dataset):
         if cfg["auto_augment"]:
             frames = auto_augment(frames, rng)  # as released, before the crop
 
-        # One crop for all frames, so that what stands still stays where it is; then the size that the
+        # One crop for all frames, so that what stands still stays where it is; then the size that
+        # the
     # network wants.
         top, left, h, w = training_box(*frames.shape[1:3], cfg, rng)
         clip = resize(frames[:, top:top+h, left:left+w], size)
@@ -860,7 +866,9 @@ class VideoSet(torch.utils.data.Dataset):
 
 
 def steps_in_epoch(n, batch_size, accumulate, world):
-    """-> batches of each process in an epoch of n samples, and optimizer steps. 100, 8, 4, 1: 12, 3."""
+    """
+    -> batches of each process in an epoch of n samples, and optimizer steps. 100, 8, 4, 1: 12, 3.
+    """
     batches = n // (batch_size * world)
     return batches, -(-batches // accumulate)  # rounded up: the last step may have fewer batches
 
@@ -869,7 +877,8 @@ def step_keys(n, cfg, first, last):
     """
     Yields, for each step from `first` to `last` - 1, this process's batches: lists of (epoch, i).
     Every epoch is a permutation of the n samples, cut into global batches of world * batch_size;
-    each process takes its part. What does not fill a batch is left out: another rest in every epoch.
+    each process takes its part. What does not fill a batch is left out: another rest in every
+    epoch.
     """
     size = cfg["batch_size"]
     per_epoch, steps = steps_in_epoch(n, size, cfg["accumulate"], cfg["world"])
@@ -1076,7 +1085,9 @@ def toy_clips(n, seed, num_frames=8, size=64):
 
 
 def draw_l(x, y, angle, radius, size):
-    """An L at (x, y), turned and scaled, (n, T) each -> how much of each pixel it covers (n, T, S, S)."""
+    """
+    An L at (x, y), turned and scaled, (n, T) each -> how much of each pixel it covers (n, T, S, S).
+    """
     # Where each pixel is, seen from the L.
     grid = (torch.arange(size) + 0.5) * 2 / size - 1
     dx = grid - x[..., None, None]  # (n, T, 1, S)
@@ -1098,8 +1109,8 @@ def draw_l(x, y, angle, radius, size):
 @functools.lru_cache(maxsize=6)
 def toy_split(split, seed, num_frames=8, size=64):
     """-> clips, labels. 'train': 2048. 'val': 256 others, then their exact reversals, noise too."""
-    # Validation has each clip and its reversal, whose labels differ. A network that is blind to time
-    # gives both the same answer: at most half of its answers are right.
+    # Validation has each clip and its reversal, whose labels differ. A network that is blind to
+    # time gives both the same answer: at most half of its answers are right.
     if split == "train":
         return toy_clips(2048, torch_seed(generator(TOY, seed, 0)), num_frames, size)[:2]
     clips, labels, _ = toy_clips(256, torch_seed(generator(TOY, seed, 1)), num_frames, size)

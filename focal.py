@@ -4,9 +4,9 @@ Spatio-temporal focal modulation: gather context once, then let every token take
 Attention lets all N tokens look at each other: N^2 pairs. It interacts first and aggregates second;
 focal modulation aggregates first. A short stack of convolutions gathers context *before* any token
 asks for it, from near to far: level l sees k_l - 1 pixels more than level l - 1 (receptive fields
-of 3, 7, 13, 21), and one more level sees everything (a mean). Each token holds one number per level, its
-gate, and takes the gated sum. That sum, after a linear map h, is the modulator; it multiplies the
-token's query, channel by channel.
+of 3, 7, 13, 21), and one more level sees everything (a mean). Each token holds one number per
+level, its gate, and takes the gated sum. That sum, after a linear map h, is the modulator; it
+multiplies the token's query, channel by channel.
 
 A video is gathered from twice, in parallel: across each image, and along time at each pixel.
 

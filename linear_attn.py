@@ -2,8 +2,8 @@
 Linear attention, and what makes it focus: attention for N tokens at the price of N, not N^2.
 
 Attention mixes values with weights that say how well query i and key j agree, y_i = sum_j a_ij v_j.
-The softmax needs every a_ij on its own: N^2 of them. Let a_ij be a product of features instead. Then
-three lines of algebra do without the N x N matrix (Eq. 2 and 3):
+The softmax needs every a_ij on its own: N^2 of them. Let a_ij be a product of features instead.
+Then three lines of algebra do without the N x N matrix (Eq. 2 and 3):
 
     y_i = sum_j (f(q_i) . f(k_j)) v_j / sum_j f(q_i) . f(k_j)         as it stands:    N^2 products
         = sum_j f(q_i) (f(k_j)^T v_j) / sum_j f(q_i) . f(k_j)         move a bracket
@@ -15,8 +15,8 @@ three lines of algebra do without the N x N matrix (Eq. 2 and 3):
 So linear attention does fewer multiply-adds as soon as N > d; measured, with d = 64, it overtakes
 torch's fused softmax between N = 64 and 196. What the bracket costs:
     rank         its N x N weights have a rank of at most the width of the features
-    length       a query twice as long has the same weights: f(q_i) stands above and below. So a gate
-                 with one number per token would cancel, and feature fixation has one per feature
+    length       a query twice as long has the same weights: f(q_i) stands above and below. So a
+                 gate with one number per token would cancel; feature fixation has one per feature
     sign         `inline` and `mala` bring the length back; their weights still sum to one, but some
                  are negative: y is no longer an average of values
 
@@ -35,17 +35,18 @@ The pattern decides which tokens attend to which; the kernel decides how.
 Source: "Linear Video Transformer with Feature Fixation", arXiv:2210.08164, and its released code.
 Where the code differs from the text we follow the code, and the options have the text's version:
   - features are relu(x) + 1/sqrt(d), not the relu of Eq. 3. Without the gate every a_ij is then at
-    least 1 before it is normalised: no 0/0, and weights that are smoother still. kernel='relu_paper'
-    is Eq. 3;
+    least 1 before it is normalised: no 0/0, and weights that are smoother still.
+    kernel='relu_paper' is Eq. 3;
   - one gate per head, 3d -> d, with weights that all heads share; the text has D x D weights;
   - the gate sees v as it is, where Eq. 5 draws a breve over it; v itself is never gated;
   - the shifts are crossed: attention across space gets the temporal shift, and the reverse (the
     text applies both, one after the other): each attention is given what it cannot reach by itself;
   - at the border, the four straight neighbours that do not exist count as zero, but the diagonal
     ones as the token itself (the code copies, then overwrites). Kept: it is what the weights know.
-Ours: the shared gate is computed once, not twice; in fp16 the sums are N times smaller, see `linear`.
-Try it: python linear_attn.py    one clip through the layer, every shape; then softmax against linear
-                                 as N grows to 50,000, and all kernels; two minutes on a CPU
+Ours: the shared gate is computed once, not twice; in fp16 the sums are N times smaller, see
+`linear`.
+Try it: python linear_attn.py    one clip through the layer, every shape; then softmax against
+                                 linear as N grows to 50,000, and all kernels; two minutes on a CPU
 """
 import math
 import time
@@ -176,7 +177,9 @@ KNIGHT = [(-2, -1), (-2, 1), (-1, -2), (1, -2), (2, -1), (2, 1), (-1, 2), (1, 2)
 
 
 def neighbours(size):
-    """-> [(down, right)] of the spatial shift, and how many neighbours the channels are split for."""
+    """
+    -> [(down, right)] of the spatial shift, and how many neighbours the channels are split for.
+    """
     # Size 1 are the eight around; size 2 reaches two tokens, and takes those in between as well.
     around = STRAIGHT + DIAGONAL
     far = [(size * down, size * right) for down, right in around]
@@ -233,7 +236,8 @@ AXES = {
 def check_divides(name, steps, grid):
     """Raises ValueError unless each of three steps divides its side of the grid (T, H, W)."""
     if any(side % step for side, step in zip(grid, steps)):
-        raise ValueError(f"{name}={tuple(steps)} does not divide {' x '.join(map(str, grid))} tokens")
+        tokens = " x ".join(map(str, grid))
+        raise ValueError(f"{name}={tuple(steps)} does not divide {tokens} tokens")
 
 
 def group(x, word, window=(1, 1, 1)):
@@ -412,7 +416,8 @@ class Attention(nn.Module):
             k = self.shift(k.flatten(-2)).view_as(k)
             v = self.shift(v.flatten(-2)).view_as(v)
 
-        # Fewer keys and values, if they are pooled; windows that start elsewhere, if they are shifted.
+        # Fewer keys and values, if they are pooled; windows that start elsewhere, if they are
+        # shifted.
         if self.shifted:
             q, k, v = (roll(part, self.window, -1) for part in (q, k, v))
         k = pool(k, self.kv_pool)
@@ -435,9 +440,11 @@ class Attention(nn.Module):
         return (y, maps[-1]) if return_maps else y
 
     def attend_within(self, word, q, k, v):
-        """q, k, v (B, T, H, W, heads, d) -> y like q, and q and k as groups (groups, heads, N, d)."""
-        # Where keys are pooled, their windows have fewer tokens; queries have all of theirs. As many
-        # groups of the one as of the other: `check_pattern` sees to that.
+        """
+        q, k, v (B, T, H, W, heads, d) -> y like q, and q and k as groups (groups, heads, N, d).
+        """
+        # Where keys are pooled, their windows have fewer tokens; queries have all of theirs. As
+        # many groups of the one as of the other: `check_pattern` sees to that.
         shape = q.shape[:4]
         pooled = [max(1, size // step) for size, step in zip(self.window, self.kv_pool)]
         q = group(q, word, self.window)
@@ -491,8 +498,8 @@ def check_options(dim, heads, kernel, fixation, fixation_by, temporal_shift, spa
     divisor = temporal_shift[0] if pair else temporal_shift
     good = divisor == 0 and not pair or 2 <= divisor <= dim
     if not good or pair and (len(temporal_shift) != 2 or temporal_shift[1] < 1):
-        raise ValueError(f"temporal_shift={temporal_shift}: 0 (off), a divisor from 2 to dim={dim}, "
-                         "or a pair (divisor, frames that it runs over)")
+        raise ValueError(f"temporal_shift={temporal_shift}: 0 (off), a divisor from 2 to "
+                         f"dim={dim}, or a pair (divisor, frames that it runs over)")
     if spatial_shift:
         needed = 2 * neighbours(spatial_shift)[1]
         if dim < needed:
@@ -505,16 +512,16 @@ def check_pattern(heads, kernel, pattern, window, shifted, kv_pool):
     # A pattern is one word, or two for half of the heads each.
     words = pattern.split("|")
     if any(word not in AXES for word in words):
-        raise ValueError(f"pattern={pattern!r}: use one of {', '.join(AXES)}, or two joined by |, as "
-                         "in time|space")
+        raise ValueError(f"pattern={pattern!r}: use one of {', '.join(AXES)}, or two joined by |, "
+                         "as in time|space")
     if len(window) != 3 or "window" in words and max(window) == 1:
         raise ValueError(f"window={tuple(window)} with pattern={pattern!r}: needs three sizes, in "
                          "tokens, (t, h, w), that make windows of more than one token")
 
     # Heads are split evenly; a shift of windows needs windows.
     if heads % len(words):
-        raise ValueError(f"pattern={pattern!r} splits the heads in {len(words)}, heads={heads} is not "
-                         "a multiple of it")
+        raise ValueError(f"pattern={pattern!r} splits the heads in {len(words)}, heads={heads} is "
+                         "not a multiple of it")
     if shifted and not {"window", "grid"} & set(words):
         raise ValueError(f"shifted=True with pattern={pattern!r}: only windows can be shifted, "
                          "use 'window' or 'grid'")
@@ -532,8 +539,8 @@ def check_pattern(heads, kernel, pattern, window, shifted, kv_pool):
             whole = 2*axis in AXES[word] and size == 1
             if step > 1 and (2*axis + 1 not in AXES[word] or size % step and not whole):
                 raise ValueError(f"kv_pool={tuple(kv_pool)} with pattern={pattern!r}, window="
-                                 f"{tuple(window)}: averages over tokens that do not meet; pool along "
-                                 "what the word sees, within its windows")
+                                 f"{tuple(window)}: averages over tokens that do not meet; pool "
+                                 "along what the word sees, within its windows")
 
 
 # --------------------------------------------------- attention of any kernel
@@ -559,8 +566,8 @@ def attention_map(kernel, q, k, **own):
 
 # --------------------------------------------------- what others did
 
-# All take q, k, v (..., N, d), what `features` makes of them, maybe gated, and give (..., N, d). The
-# table at the end says which there are.
+# All take q, k, v (..., N, d), what `features` makes of them, maybe gated, and give (..., N, d).
+# The table at the end says which there are.
 
 def cosformer(fq, fk, v):
     """
@@ -651,8 +658,9 @@ def orthoformer(q, k, v, L=64):
 def landmarks(q, L):
     """
     Indices (.., L) of queries that are as orthogonal as can be. Greedy: the next one is the token
-    with the smallest largest |cosine| to those chosen; token 0 is the first (the released code starts at
-    a random one, so its outputs change from run to run). L dependent steps, so it is slow.
+    with the smallest largest |cosine| to those chosen; token 0 is the first (the released code
+    starts at a random one, so its outputs change from run to run). L dependent steps, so it is
+    slow.
     """
     q = F.normalize(q.float(), dim=-1, eps=1e-8)
     at = torch.zeros_like(q[..., :1, 0], dtype=torch.long)  # (.., 1): token 0
@@ -670,8 +678,8 @@ def landmarks(q, L):
 
 
 def efficient(q, k, v):
-    """softmax over features of q, times [softmax over tokens of k]^T v: each feature is a map of its
-    own. Shen et al. 2018, arXiv:1812.01243. O(N d^2)."""
+    """softmax over features of q, times [softmax over tokens of k]^T v: each feature is a map of
+    its own. Shen et al. 2018, arXiv:1812.01243. O(N d^2)."""
     return q.softmax(-1) @ (k.softmax(-2).transpose(-2, -1) @ v)
 
 
@@ -731,8 +739,8 @@ def inline(q, k, v):
 
 def rala(fq, fk, v):
     """
-    Linear attention with f = elu + 1, whose keys count by alpha_j = N softmax_j(mean f(q) . f(k_j) /
-    sqrt d): of higher rank. Fan et al. 2025, arXiv:2411.07635. O(N d^2).
+    Linear attention with f = elu + 1, whose keys count by alpha_j = N softmax_j(mean f(q) . f(k_j)
+    / sqrt d): of higher rank. Fan et al. 2025, arXiv:2411.07635. O(N d^2).
     """
     # Which keys are asked for by all queries together? N, so that alpha is one on average.
     N, d = fk.shape[-2:]
@@ -759,8 +767,8 @@ def mala(fq, fk, v, eps=1e-6):
 
 def focused(fq, fk, v):
     """
-    Linear attention with f(x) = t^3 at the length of t, t = relu(x) + 1e-6: sharper. FLatten, Han et
-    al. 2023, arXiv:2308.00442. O(N d^2). As released, 1e-6 is added to the mean over keys, of
+    Linear attention with f(x) = t^3 at the length of t, t = relu(x) + 1e-6: sharper. FLatten, Han
+    et al. 2023, arXiv:2308.00442. O(N d^2). As released, 1e-6 is added to the mean over keys, of
     features that are 1 / ln 2 as large.
     """
     return linear(fq, fk, v, eps=1e-6 * math.log(2)**2 * fk.shape[-2])
@@ -898,7 +906,8 @@ def race(sizes=(64, 196, 784, 3136, 12544, 50176), limit_s=20):
 @torch.no_grad()
 def race_all(sizes=(196, 3136)):
     """All kernels at two lengths, as layers use them: features, then attention."""
-    print(f"\nall kernels, the same; ms\n{'kernel':<12}" + "".join(f"{f'N = {N}':>10}" for N in sizes))
+    lengths = "".join(f"{f'N = {N}':>10}" for N in sizes)
+    print(f"\nall kernels, the same; ms\n{'kernel':<12}{lengths}")
     for kernel in KERNELS:
         line = f"{kernel:<12}"
         for N in sizes:

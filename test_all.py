@@ -548,7 +548,9 @@ def test_linear_attention_counts_operations_in_proportion_to_tokens():
     (70, torch.float16, 0),
     (3136, torch.float16, 1)))
 def test_attention_stays_finite_for_zero_huge_and_half_precision_inputs(kernel, N, dtype, scale):
-    """Values and gradients; fp16 at N = 3136, where a plain normaliser is infinite, is right too."""
+    """
+    Values and gradients; fp16 at N = 3136, where a plain normaliser is infinite, is right too.
+    """
     if kernel == "identity" and scale:
         return  # signed weights: sums near zero are part of it
     torch.manual_seed(0)
@@ -578,14 +580,21 @@ def test_fifty_thousand_tokens_are_finite_in_bf16():
 
 
 def allowed(word, T=4, H=4, W=6, window=(2, 2, 3)):
-    """bool (N, N): which tokens meet, written down from the definition of a word."""
+    """
+    bool (N, N): which tokens meet, written down from the definition of a word. A word that is not
+    here is checked against its axes: tokens meet that agree in all others.
+    """
     t, h, w = torch.meshgrid(torch.arange(T), torch.arange(H), torch.arange(W), indexing="ij")
     places = torch.stack([t, h, w]).flatten(1)  # (3, N)
     size = torch.tensor(window)[:, None]
 
     def same(values):
         return (values[..., :, None] == values[..., None, :]).all(0)
-    return {
+    inside = places % size
+    outside = places // size
+    places6 = torch.stack([outside, inside], dim=1).flatten(0, 1)  # as in A.AXES
+    rest = [axis for axis in range(6) if axis not in A.AXES[word]]
+    known = {
         "joint": torch.ones(T*H*W, T*H*W, dtype=torch.bool),
         "time": same(places[1:]),
         "space": same(places[:1]),
@@ -593,11 +602,14 @@ def allowed(word, T=4, H=4, W=6, window=(2, 2, 3)):
         "width": same(places[:2]),
         "window": same(places // size),
         "grid": same(places % size),
-    }[word]
+    }
+    return known[word] if word in known else same(places6[rest])
 
 
 def dense(layer, x):
-    """What a layer of one word, or of two that split the heads, computes: all N x N pairs, masked."""
+    """
+    What a layer of one word, or of two that split the heads, computes: all N x N pairs, masked.
+    """
     B, T, H, W, C = x.shape
     N = T * H * W
     q, k, v = (part.reshape(B, N, layer.heads, -1).transpose(1, 2)
@@ -640,7 +652,9 @@ def test_every_pattern_is_full_attention_under_a_mask(pattern, kernel):
 
 
 def test_windows_are_what_they_should_be():
-    """The whole grid as window is joint; a window further in is a window further out; shifts roll."""
+    """
+    The whole grid as window is joint; a window further in is a window further out; shifts roll.
+    """
     torch.manual_seed(0)
     x = torch.randn(1, 4, 4, 6, 8, dtype=torch.float64)
     options = dict(heads=2, fixation="none")
@@ -662,7 +676,9 @@ def test_windows_are_what_they_should_be():
     ("space", (1, 2, 1), (1, 1, 1)),
     ("window", (1, 1, 3), (2, 2, 3))))
 def test_pooled_keys_and_values_are_means_of_the_tokens_they_stand_for(word, kv_pool, window):
-    """Means put back in the place of each token that they are of: for a softmax the same average."""
+    """
+    Means put back in the place of each token that they are of: for a softmax the same average.
+    """
     torch.manual_seed(0)
     layer = A.Attention(8, 2, "softmax", word, window=window, kv_pool=kv_pool, fixation="none")
     whole = A.Attention(8, 2, "softmax", word, window=window, fixation="none")
@@ -772,8 +788,8 @@ def test_baselines_are_torch_s_operators():
     def last(y):
         return y.permute(0, 2, 3, 4, 1)
     dense3d = Baseline(6, "conv3d")
-    close(dense3d(x), last(F.conv3d(channels_first, dense3d.conv.weight, dense3d.conv.bias, padding=1)))
-    split = Baseline(6, "conv2plus1d")
+    close(dense3d(x), last(F.conv3d(channels_first, dense3d.conv.weight, dense3d.conv.bias,
+    padding=1))) split = Baseline(6, "conv2plus1d")
     frames = [F.conv2d(channels_first[:, :, t], split.conv[0].weight[:, :, 0], split.conv[0].bias,
                        padding=1) for t in range(3)]
     y = F.gelu(torch.stack(frames, 2)).permute(0, 3, 4, 1, 2).reshape(40, 6, 3)
@@ -828,7 +844,10 @@ def test_image_weights_start_linear_attention_with_feature_fixation():
 @pytest.mark.parametrize("name, c, parameters", (
     ("vit_ti", 192, 7_386_064), ("vit_s", 384, 28_927_504), ("vit_b", 768, 114_477_712)))
 def test_vit_parameters_and_multiply_adds(name, c, parameters):
-    """TimeSformer's 121.4 M and 196 G have a projection of time more, 7.1 M, 11.1 G, and a class token."""
+    """
+    TimeSformer's 121.4 M and 196 G have a projection of time more, 7.1 M, 11.1 G, and a class
+    token.
+    """
     with torch.device("meta"):
         model = create_model(name)
     attention = 4*c*c + 4*c + 2*c  # qkv, proj, biases, norm
@@ -1294,7 +1313,8 @@ def videos(tmp_path_factory):
             folder = root / split / ("brush hair" if i % 2 else "aim")
             folder.mkdir(parents=True, exist_ok=True)
             blocks = rng.integers(0, 256, (12, 5, 7, 3))
-            write_video(folder / f"{i}.mp4", np.kron(blocks, np.ones((1, 8, 8, 1))).astype(np.uint8))
+            frames = np.kron(blocks, np.ones((1, 8, 8, 1))).astype(np.uint8)
+            write_video(folder / f"{i}.mp4", frames)
     return root
 
 
@@ -1385,7 +1405,9 @@ def test_the_order_of_an_epoch_is_one_permutation_whoever_reads_it():
 
 
 def test_the_stream_yields_the_batches_of_a_step():
-    """7 batches of 2 clips in an epoch, 3 a step: 3, 3, 1 | 3, 3, 1; a resume goes on with step 4."""
+    """
+    7 batches of 2 clips in an epoch, 3 a step: 3, 3, 1 | 3, 3, 1; a resume goes on with step 4.
+    """
     clips = torch.zeros(15, 4, 8, 8, 3, dtype=torch.uint8)
     cfg = settings(batch_size=2, accumulate=3, image_size=8)
     data = D.VideoSet(clips, [0] * 15, ["x"], cfg)
@@ -1684,8 +1706,8 @@ def test_a_full_disk_is_one_line_and_the_old_checkpoint_stays(videos, tmp_path):
                     preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)))
     said = process.communicate()[0]
     assert process.returncode == 1 and "Traceback" not in said
-    assert re.search(r"error: .*last.pt could not be written, it needs 1.\d MiB: File too large", said)
-    assert (tmp_path / "last.pt.old").read_bytes() == before
+    assert re.search(r"error: .*last.pt could not be written, it needs 1.\d MiB: File too large",
+    said) assert (tmp_path / "last.pt.old").read_bytes() == before
     assert not (tmp_path / "last.pt.tmp").exists()
 
 
@@ -1810,7 +1832,8 @@ def test_float16_on_a_cpu_works_and_says_that_it_is_slow(capsys):
 
 def test_a_sweep_is_a_table_of_rows_and_seeds(videos, tmp_path, capsys):
     """And finds every mistake before the first run."""
-    words = small(videos, tmp_path, "--batch_size", 4, "--steps", 1, "--seeds", 2, *PLAIN, "--sweep")
+    words = small(videos, tmp_path, "--batch_size", 4, "--steps", 1, *PLAIN)
+    words += ["--seeds", 2, "--sweep"]
     assert command(*words, "", "temporal=False levels=1", "lr=1e6 warmup=0 steps=40") == 0
     table = (tmp_path / "sweep.md").read_text()
     assert table in capsys.readouterr().out
@@ -1862,7 +1885,8 @@ def muddle(videos, tmp_path_factory):
 
 @pytest.mark.parametrize("words, message", (
     # what there is not
-    ("--data k400", "no train videos of k400 in data/k400.*annotations/train.csv.*CLASS.*--root DIR"),
+    ("--data k400",
+     "no train videos of k400 in data/k400.*annotations/train.csv.*CLASS.*--root DIR"),
     ("--data empty", "no train videos of empty"),
     ("--data flat", "no train videos of flat"),
     ("--data nowhere", "--data nowhere: neither a folder, nor a list file, nor one of toy, k400"),
@@ -1910,7 +1934,8 @@ def muddle(videos, tmp_path_factory):
     ("--sweep seed=3", "seeds and folders are the sweep's"),
     ("--accumulate 1000", "--accumulate 1000: an epoch has 64 micro-batches of 32 clips"),
     ("--crop area --crop_range 0.5,1.2", "with --crop area a share of the frame"),
-    ("--data alone.txt --workers 0 --model focal_toy --image_size 32", "trained on and validated with"),
+    ("--data alone.txt --workers 0 --model focal_toy --image_size 32",
+     "trained on and validated with"),
     ("--data alone.txt --root nowhere", "--root nowhere: no such folder"),
     ("--mixer attention --pattern window", "window=.1, 1, 1. with pattern='window': needs three"),
     ("--mixer attention --pattern window --window 3,3,3", "does not divide 8 x 8 x 8 tokens"),

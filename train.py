@@ -12,9 +12,9 @@ Train, evaluate, predict: one straight loop, and the command line around it.
 
 A step: set the learning rate -> forward and backward over the micro-batches -> clip the gradient
 -> step. What is random in a step comes from (seed, step, micro-batch, process), what is random in
-the data from (seed, epoch, sample). So a checkpoint has weights, optimizer, scaler, the number of the
-step, metrics, class names and settings, and a run that was killed and resumed ends with the same
-bits as one that was not (on the same machine, with the same split into batches).
+the data from (seed, epoch, sample). So a checkpoint has weights, optimizer, scaler, the number of
+the step, metrics, class names and settings, and a run that was killed and resumed ends with the
+same bits as one that was not (on the same machine, with the same split into batches).
 
 Source of the recipes: configs and code released with arXiv:2307.06947 (Video-FocalNets) and
 arXiv:2210.08164 (the transformer). Where the text says something else, or we do, the line says so.
@@ -31,8 +31,8 @@ import sys
 import time
 
 # The threads of a sum wait for each other. By default they spin, and where something else wants the
-# cores as well, a browser say, each waits for one that does not run. Let them sleep instead: as fast
-# on an idle machine, several times faster on a busy one. torch reads this when it is imported.
+# cores as well, a browser say, each waits for one that does not run. Let them sleep instead: as
+# fast on an idle machine, several times faster on a busy one. torch reads this when it is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
@@ -44,7 +44,8 @@ from tqdm import tqdm
 
 from backbone import (MODELS, arguments, count_macs, create_model, load_weights, read_checkpoint,
                       weights_of)
-from data import (NAMED, PIPELINES, STEP, WEIGHTS, BadVideo, VideoSet, class_names, generator, loader,
+from data import (NAMED, PIPELINES, STEP, WEIGHTS, BadVideo, VideoSet, class_names, generator,
+loader,
                   mix, open_data, parse_views, prepare, steps_in_epoch, stream, torch_seed)
 from data import SETTINGS as CLIPS
 
@@ -60,7 +61,7 @@ RUN = {
     "root": ("", None, "where the videos are (default data/NAME)"),
     "init": ("", None, "weights: ours, released, or an image FocalNet's, which are inflated"),
     "temporal_init": ("fresh", ("fresh", "identity"), "start of an inflated network's time branch"),
-    "resume": ("", None, "go on exactly with a checkpoint, in its folder; without a name OUT/last.pt"),
+    "resume": ("", None, "go on exactly with a checkpoint; without a name OUT/last.pt"),
     "out": ("out", None, "folder for last.pt, best.pt, log.jsonl"),
     # the machine
     "workers": (-1, (-1, 256), "processes that load data; -1: none for toy, else one per CPU core"),
@@ -176,8 +177,8 @@ def lr_at(step, steps, warmup, peak, first, last):
     # The warm-up.
     if step < warmup:
         return first + (peak - first) * step / warmup
-    # The released cosine counts from step 0, so its rate drops by 6.6 % where the warm-up ends. Ours
-    # starts there, at the peak.
+    # The released cosine counts from step 0, so its rate drops by 6.6 % where the warm-up ends.
+    # Ours starts there, at the peak.
     progress = (step - warmup) / (steps - warmup)
     return last + (peak - last) * 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -191,8 +192,8 @@ def make_schedule(cfg, clips):
         raise ValueError(f"{clips} training clips do not fill one batch of {cfg['batch_size']} "
                          f"on each of {world} processes: lower --batch_size")
     if cfg["accumulate"] > batches:
-        raise ValueError(f"--accumulate {cfg['accumulate']}: an epoch has {batches} micro-batches of "
-                         f"{cfg['batch_size']} clips, no step can have more")
+        raise ValueError(f"--accumulate {cfg['accumulate']}: an epoch has {batches} micro-batches "
+                         f"of {cfg['batch_size']} clips, no step can have more")
     steps = cfg["steps"] or max(1, round(cfg["epochs"] * steps_per_epoch))
 
     # All rates are scaled alike, whether the peak is given or follows from the batch.
@@ -294,8 +295,8 @@ def accuracies(scores, labels, bad):
 @torch.no_grad()
 def mean_gates(model, dataset, cfg):
     """
-    The size of the gates of a focal net, over four clips: {'stage 1 gates': [level 1, .., L, global]},
-    means of absolute values. A level whose gates stay near 0 is not being used.
+    The size of the gates of a focal net, over four clips: {'stage 1 gates': [level 1, .., L,
+    global]}, means of absolute values. A level whose gates stay near 0 is not being used.
     """
     if cfg["mixer"] != "focal":
         return {}
@@ -322,7 +323,9 @@ def mean_gates(model, dataset, cfg):
 
 @torch.no_grad()
 def predict(model, classes, cfg):
-    """Prints the most probable classes of each file, preprocessed as in evaluation -> exit status."""
+    """
+    Prints the most probable classes of each file, preprocessed as in evaluation -> exit status.
+    """
     # The files are a data set without labels.
     files = cfg["predict"]
     dataset = VideoSet(files, [0] * len(files), classes, cfg, views=cfg["views"])
@@ -375,7 +378,8 @@ def save(name, parts, state, cfg):
         print(f"step {state['step']}: the weights are not finite, {path} was not written")
         return
 
-    # Made in memory first: its size is known, and a full disk is noticed by us, not inside of torch.
+    # Made in memory first: its size is known, and a full disk is noticed by us, not inside of
+    # torch.
     checkpoint = {part: value.state_dict() for part, value in parts.items()}
     content = io.BytesIO()
     torch.save(checkpoint | state | dict(settings=deciding(cfg)), content)
@@ -412,7 +416,9 @@ def open_folder(cfg, state, resumed):
 
 
 def lock_folder(out):
-    """Raises ValueError if another run writes there. The lock goes with its process, however it ends."""
+    """
+    Raises ValueError if another run writes there. The lock goes with its process, however it ends.
+    """
     # The operating system keeps the lock, so there is nothing to clean up after a kill.
     file = open(os.path.join(out, "lock"), "w")
     if os.name == "posix":
@@ -429,9 +435,9 @@ def lock_folder(out):
 def restore(saved, parts, state):
     """Optimizer, scaler and state of a checkpoint; ValueError if its steps are not these steps."""
     if saved["sizes"] != state["sizes"]:
-        raise ValueError(f"the checkpoint was made with {saved['sizes']}, this is {state['sizes']}: "
-                         "keep batch_size x accumulate x processes (and, to go on to the last bit, "
-                         "each of the three)")
+        raise ValueError(f"the checkpoint was made with {saved['sizes']}, this is "
+                         f"{state['sizes']}: keep batch_size x accumulate x processes (and, to "
+                         "go on to the last bit, each of the three)")
     for name in ("optimizer", "scaler"):
         parts[name].load_state_dict(saved[name])
     for key in ("step", "best", "metrics"):
@@ -491,39 +497,45 @@ def sum_up(tally, state, lr, unreadable):
     -> what the log keeps of an epoch. loss: of rank 0; replaced: distinct reasons for which clips
     were replaced, since this process began, of rank 0.
     """
-    seconds = time.perf_counter() - tally["started"]
     return dict(epoch=state["epoch"], step=state["step"], lr=lr, loss=mean_of(tally["losses"]),
-                grad_norm=mean_of(tally["norms"]), clips_per_s=tally["clips"] / seconds,
-                waiting=tally["waited"] / seconds, infinite=tally["infinite"],
-                replaced=len(unreadable))
+                grad_norm=mean_of(tally["norms"]), replaced=len(unreadable)) | speed_of(tally)
 
 
 def name_bad(batch, named, bar):
-    """Says once of each unreadable clip that another one stands in -> `named`, with the new ones."""
+    """
+    Says once of each unreadable clip that another one stands in -> `named`, with the new ones.
+    """
     reasons = set(batch["bad"]) - named - {""}
     for reason in sorted(reasons):
         bar.write(f"another clip stands in for {reason}", file=sys.stderr)  # from every process
     return named | reasons
 
 
-def speed_line(tally):
-    """'412 clips/s, 3 % waiting for data', and what has gone wrong."""
-    # Validation is not counted: a new tally begins after it.
+def speed_of(tally):
+    """
+    Clips per second, the share of time that was waited for them, and steps that were left out.
+    """
+    # Validation is not counted: it comes after this, and a new tally begins then.
     seconds = time.perf_counter() - tally["started"]
-    line = (f"{tally['clips'] / seconds:.0f} clips/s, "
-            f"{100 * tally['waited'] / seconds:.0f} % waiting for data")
-    if tally["infinite"]:
-        line += f", {tally['infinite']} steps with an infinite gradient left out"
+    return dict(clips_per_s=tally["clips"] / seconds, waiting=tally["waited"] / seconds,
+                infinite=tally["infinite"])
+
+
+def speed_line(speed):
+    """'412 clips/s, 3 % waiting for data', and what has gone wrong."""
+    line = f"{speed['clips_per_s']:.0f} clips/s, {100 * speed['waiting']:.0f} % waiting for data"
+    if speed["infinite"]:
+        line += f", {speed['infinite']} steps with an infinite gradient left out"
     return line
 
 
-def epoch_line(metrics, tally):
+def epoch_line(metrics):
     """One line for an epoch."""
     loss = "-" if metrics["loss"] is None else f"{metrics['loss']:.3f}"
     norm = "-" if metrics["grad_norm"] is None else f"{metrics['grad_norm']:.2f}"
     return (f"epoch {metrics['epoch']:.3g} | loss {loss} | val top-1 {metrics['top1']:.1f} % | "
             f"top-5 {metrics['top5']:.1f} % | lr {metrics['lr']:.1e} | gradient {norm} | "
-            + speed_line(tally))
+            + speed_line(metrics))
 
 
 def final_line(metrics, views):
@@ -585,7 +597,9 @@ class Diverged(ValueError):
 
 
 def give_up(parts, state, cfg, lr, dataset, batches):
-    """After 20 infinite gradients in a row: saves the weights, raises with the clips of the step."""
+    """
+    After 20 infinite gradients in a row: saves the weights, raises with the clips of the step.
+    """
     # Steps with an infinite gradient did not change the weights: those from before are saved.
     save("last.pt", parts, state, cfg)
 
@@ -595,8 +609,8 @@ def give_up(parts, state, cfg, lr, dataset, batches):
         for i in batch["index"].tolist():
             clips.append(f"clip {i}" if torch.is_tensor(dataset.clips) else str(dataset.clips[i]))
     more = f" and {len(clips) - 4} more" if len(clips) > 4 else ""
-    raise Diverged(f"20 infinite gradients in a row, up to step {state['step']} at lr {lr:.1e}, with "
-                   f"{', '.join(clips[:4])}{more}: lower --lr, or look at these clips")
+    raise Diverged(f"20 infinite gradients in a row, up to step {state['step']} at lr {lr:.1e}, "
+                   f"with {', '.join(clips[:4])}{more}: lower --lr, or look at these clips")
 
 
 # --------------------------------------------------- the loop
@@ -624,7 +638,9 @@ def set_up(model, dataset, cfg, resumed):
 
 
 def inputs(batch, num_classes, rng, cfg):
-    """A micro-batch on the device -> x (B, 3, T, S, S), targets (B, num_classes); rng: for mixup."""
+    """
+    A micro-batch on the device -> x (B, 3, T, S, S), targets (B, num_classes); rng: for mixup.
+    """
     labels = batch["label"].to(cfg["device"])
     return mix(prepare(batch, cfg), labels, num_classes, rng, mixup=cfg["mixup"],
                cutmix=cfg["cutmix"], switch=cfg["switch"], smoothing=cfg["smoothing"])
@@ -708,8 +724,7 @@ def loop(net, eval_net, sets, schedule, parts, state, cfg, bar):
 
         # Forward and backward over the micro-batches: their gradients add up. Several processes
         # average theirs in the last backward only. The seed is for drop path and dropout.
-        loss = 0.0
-        clips = 0
+        loss = clips = 0
         for k, batch in enumerate(batches):
             unreadable = name_bad(batch, unreadable, bar)
             rng = generator(STEP, cfg["seed"], state["step"], k, cfg["rank"])
@@ -736,7 +751,8 @@ def loop(net, eval_net, sets, schedule, parts, state, cfg, bar):
             give_up(parts, state, cfg, lr, sets["train"], batches)
 
         # Show progress.
-        bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}, {speed_line(tally)}", refresh=False)
+        speed = speed_line(speed_of(tally))
+        bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}, {speed}", refresh=False)
         bar.update()
 
         # At the end of an epoch: save (validation may take long), validate, log, save.
@@ -744,7 +760,7 @@ def loop(net, eval_net, sets, schedule, parts, state, cfg, bar):
             state["metrics"] = sum_up(tally, state, lr, unreadable)
             save("last.pt", parts, state, cfg)
             finish_epoch(eval_net, parts, state, sets["val"], cfg)
-            bar.write(epoch_line(state["metrics"], tally))
+            bar.write(epoch_line(state["metrics"]))
             tally = new_tally()
 
         # Stop if somebody asked.
@@ -758,8 +774,9 @@ def loop(net, eval_net, sets, schedule, parts, state, cfg, bar):
 # --------------------------------------------------- the command line: flags -> settings
 
 def parse(words):
-    """['--lr', '0.1', '--eval'] -> {'lr': ['0.1'], 'eval': []}; --lr=0.1 is the same, the last one counts."""
-    # A word with -- opens a flag, the words after it are its values.
+    """['--lr', '0.1', '--eval'] -> {'lr': ['0.1'], 'eval': []}. --lr=0.1 is the same."""
+    # A word with -- opens a flag, the words after it are its values. Given twice, the last one
+    # counts.
     flags = {}
     for word in words:
         if word.startswith("--"):
@@ -888,7 +905,9 @@ def resolve(flags, saved=None):
 
 
 def known_settings(saved, cfg):
-    """-> a checkpoint's settings. ValueError for an unknown one; a missing one keeps its default."""
+    """
+    -> a checkpoint's settings. ValueError for an unknown one; a missing one keeps its default.
+    """
     unknown = sorted(saved.keys() - deciding(cfg).keys())
     if unknown:
         raise ValueError(f"the checkpoint has settings that this version does not know: "
@@ -911,9 +930,9 @@ def check(cfg):
     if low > high:
         raise ValueError(f"--crop_range {low:.4g},{high:.4g}: must be the lower number first")
     if cfg["crop"] == "area" and high > 1 or cfg["crop"] == "short_side" and low < 1:
-        raise ValueError(f"--crop_range {low:.4g},{high:.4g}: with --crop area a share of the frame, "
-                         "up to 1; with --crop short_side the short side in units of the crop, from "
-                         "1 on")
+        raise ValueError(f"--crop_range {low:.4g},{high:.4g}: with --crop area a share of the "
+                         "frame, up to 1; with --crop short_side the short side in units of the "
+                         "crop, from 1 on")
 
     # On the meta device a network costs nothing, and says what it cannot be, or cannot take.
     side = cfg["image_size"]
@@ -969,8 +988,8 @@ def show_help(flags):
     data = chosen.get("data", "toy")
     model = chosen.get("model", "focal_toy" if data == "toy" else "focal_t")
     family, recipe, base = base_settings(model, data)
-    print(f"{__doc__}\nDefaults are those of --model {model} --data {data}, with the recipe {family} "
-          f"on {recipe}.")
+    print(f"{__doc__}\nDefaults are those of --model {model} --data {data}, with the recipe "
+          f"{family} on {recipe}.")
     for title, table in (("Where and how to run", RUN), ("How a network learns", LEARNING),
                          ("How a clip is cut and coloured", CLIPS)):
         print(f"\n{title}:")
@@ -994,7 +1013,9 @@ def show_help(flags):
 # --------------------------------------------------- the command line: data and model
 
 def open_sets(cfg, names):
-    """The data sets that this run needs; labels are indices into `names`, a checkpoint's classes."""
+    """
+    The data sets that this run needs; labels are indices into `names`, a checkpoint's classes.
+    """
     if not cfg["eval"]:
         return open_data(cfg, ["train", "val"])
 
@@ -1090,7 +1111,9 @@ def sweep(flags):
 
 
 def one_run(flags):
-    """Trains -> {top1, clips_per_s, parameters, macs}, top1 nan if it diverged; a signal's number."""
+    """
+    Trains -> {top1, clips_per_s, parameters, macs}, top1 nan if it diverged; a signal's number.
+    """
     # The same as from the command line, without its lines.
     words = [word for name, texts in flags.items() for word in (f"--{name}", *texts)]
     with contextlib.redirect_stdout(None):
@@ -1115,7 +1138,9 @@ def one_run(flags):
 
 
 def table_row(text, runs):
-    """A row of the sweep's table: its change, top-1 of each seed, mean, spread, and what it costs."""
+    """
+    A row of the sweep's table: its change, top-1 of each seed, mean, spread, and what it costs.
+    """
     # The spread is that from the worst seed to the best.
     top1 = [one["top1"] for one in runs]
     seeds = ", ".join("diverged" if math.isnan(value) else f"{value:.1f}" for value in top1)
