@@ -822,8 +822,7 @@ class VideoSet(torch.utils.data.Dataset):
             frames = auto_augment(frames, rng)  # as released, before the crop
 
         # One crop for all frames, so that what stands still stays where it is; then the size that
-        # the
-    # network wants.
+        # the network wants.
         top, left, h, w = training_box(*frames.shape[1:3], cfg, rng)
         clip = resize(frames[:, top:top+h, left:left+w], size)
 

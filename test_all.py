@@ -788,8 +788,9 @@ def test_baselines_are_torch_s_operators():
     def last(y):
         return y.permute(0, 2, 3, 4, 1)
     dense3d = Baseline(6, "conv3d")
-    close(dense3d(x), last(F.conv3d(channels_first, dense3d.conv.weight, dense3d.conv.bias,
-    padding=1))) split = Baseline(6, "conv2plus1d")
+    y = F.conv3d(channels_first, dense3d.conv.weight, dense3d.conv.bias, padding=1)
+    close(dense3d(x), last(y))
+    split = Baseline(6, "conv2plus1d")
     frames = [F.conv2d(channels_first[:, :, t], split.conv[0].weight[:, :, 0], split.conv[0].bias,
                        padding=1) for t in range(3)]
     y = F.gelu(torch.stack(frames, 2)).permute(0, 3, 4, 1, 2).reshape(40, 6, 3)
@@ -1706,8 +1707,9 @@ def test_a_full_disk_is_one_line_and_the_old_checkpoint_stays(videos, tmp_path):
                     preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)))
     said = process.communicate()[0]
     assert process.returncode == 1 and "Traceback" not in said
-    assert re.search(r"error: .*last.pt could not be written, it needs 1.\d MiB: File too large",
-    said) assert (tmp_path / "last.pt.old").read_bytes() == before
+    message = r"error: .*last.pt could not be written, it needs 1.\d MiB: File too large"
+    assert re.search(message, said), said
+    assert (tmp_path / "last.pt.old").read_bytes() == before
     assert not (tmp_path / "last.pt.tmp").exists()
 
 

@@ -45,8 +45,7 @@ from tqdm import tqdm
 from backbone import (MODELS, arguments, count_macs, create_model, load_weights, read_checkpoint,
                       weights_of)
 from data import (NAMED, PIPELINES, STEP, WEIGHTS, BadVideo, VideoSet, class_names, generator,
-loader,
-                  mix, open_data, parse_views, prepare, steps_in_epoch, stream, torch_seed)
+                  loader, mix, open_data, parse_views, prepare, steps_in_epoch, stream, torch_seed)
 from data import SETTINGS as CLIPS
 
 
