@@ -95,7 +95,8 @@ class SpatioTemporalFocalModulation(nn.Module):
     def __init__(self, dim, levels=2, window=3, temporal=True, spatial=True, design="parallel",
                  fusion="multiply", normalize_modulator=False, postln_in_modulation=False):
         super().__init__()
-        check_options(levels, window, temporal, spatial, design, fusion)
+        check_options(levels=levels, window=window, temporal=temporal, spatial=spatial,
+                      design=design, fusion=fusion)
 
         # With design='joint3d' the one branch looks along time as well: there is no second one.
         self.dim = dim

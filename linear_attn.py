@@ -298,9 +298,11 @@ class Attention(nn.Module):
                  shifted=False, kv_pool=(1, 1, 1), fixation="qkv_shared", fixation_by="concat",
                  temporal_shift=0, spatial_shift=0, shift_first=True, qkv_bias=True, size=None):
         super().__init__()
-        check_options(dim, heads, kernel, fixation, fixation_by, temporal_shift, spatial_shift)
-        check_pattern(heads, kernel, pattern, window, shifted, kv_pool)
-
+        check_options(dim=dim, heads=heads, kernel=kernel, fixation=fixation,
+                      fixation_by=fixation_by, temporal_shift=temporal_shift,
+                      spatial_shift=spatial_shift)
+        check_pattern(heads=heads, kernel=kernel, pattern=pattern, window=window, shifted=shifted,
+                      kv_pool=kv_pool)
         if size is not None:
             check_divides("window", window, size)
             check_divides("kv_pool", kv_pool, size)
@@ -369,7 +371,8 @@ class Attention(nn.Module):
         else:
             q_gate = self.q_gate
             k_gate = self.k_gate
-        return fixate(q, k, v, q_gate, k_gate, self.fixation, self.fixation_by)
+        return fixate(q, k, v, q_gate=q_gate, k_gate=k_gate, fixation=self.fixation,
+                      by=self.fixation_by)
 
     def kernel_arguments(self, N):
         """What the kernel takes beside q, k and v, for `attend`; N: tokens of a group."""
@@ -387,7 +390,7 @@ class Attention(nn.Module):
     def forward(self, x, return_maps=False):
         """
         x: (B, T, H, W, C) -> same. With return_maps also a dict: q, k (groups, heads, N, d), for
-        `attention_map`, and fixation, a pair of gates (B, T, H, W, heads, d), or ().
+        `attention_map`, of the last word, and fixation, gates (B, T, H, W, heads, d) or ().
         """
         shape = x.shape[:4]
         gates = ()
@@ -416,28 +419,30 @@ class Attention(nn.Module):
             k = self.shift(k.flatten(-2)).view_as(k)
             v = self.shift(v.flatten(-2)).view_as(v)
 
-        # Fewer keys and values, if they are pooled; windows that start elsewhere, if they are
-        # shifted.
+        # Windows may start elsewhere, and keys and values may be means of several tokens.
         if self.shifted:
-            q, k, v = (roll(part, self.window, -1) for part in (q, k, v))
+            q = roll(q, self.window, -1)
+            k = roll(k, self.window, -1)
+            v = roll(v, self.window, -1)
         k = pool(k, self.kv_pool)
         v = pool(v, self.kv_pool)
 
-        # Tokens attend within their group, (groups, heads, N, d); heads may look along two ways.
+        # Tokens attend within their group. Of two words, each has half of the heads.
         words = self.pattern.split("|")
+        share = self.heads // len(words)
         parts = []
-        maps = []
-        for word, q, k, v in zip(words, *(part.chunk(len(words), dim=-2) for part in (q, k, v))):
-            y, q, k = self.attend_within(word, q, k, v)
-            parts.append(y)
-            maps.append(dict(q=q, k=k, fixation=gates))
+        for i, word in enumerate(words):
+            own = slice(i * share, (i + 1) * share)
+            part, q_seen, k_seen = self.attend_within(
+                word, q[..., own, :], k[..., own, :], v[..., own, :])
+            parts.append(part)
         y = torch.cat(parts, dim=-2)  # (B, T, H, W, heads, d)
         if self.shifted:
             y = roll(y, self.window, 1)
 
         # Heads side by side again, and mixed.
         y = self.proj(y.flatten(-2))
-        return (y, maps[-1]) if return_maps else y
+        return (y, dict(q=q_seen, k=k_seen, fixation=gates)) if return_maps else y
 
     def attend_within(self, word, q, k, v):
         """

@@ -704,7 +704,8 @@ def train(model, sets, cfg, resumed=None):
     bar = tqdm(total=schedule["steps"], initial=state["step"], unit="step", dynamic_ncols=True,
                disable=None if cfg["rank"] == 0 else True)
     with catching_signals(), bar:
-        stopped = loop(net, eval_net, sets, schedule, parts, state, cfg, bar)
+        stopped = loop(net=net, eval_net=eval_net, sets=sets, schedule=schedule, parts=parts,
+                       state=state, cfg=cfg, bar=bar)
     return stopped, state["metrics"]
 
 
@@ -747,7 +748,7 @@ def loop(net, eval_net, sets, schedule, parts, state, cfg, bar):
         optimizer.zero_grad()
         record_step(tally, state, loss=loss, norm=norm, clips=clips, waited=waited)
         if state["streak"] == 20:
-            give_up(parts, state, cfg, lr, sets["train"], batches)
+            give_up(parts, state, cfg, lr=lr, dataset=sets["train"], batches=batches)
 
         # Show progress.
         speed = speed_line(speed_of(tally))
