@@ -221,6 +221,28 @@ def test_focal_layer_is_its_formula(design, levels):
         close(maps["temporal"], m_t)
 
 
+def test_the_other_options_of_the_layer_are_their_formulas():
+    torch.manual_seed(0)
+    x = torch.randn(2, 4, 6, 5, 8, dtype=torch.float64)
+    project = SpatioTemporalFocalModulation(8, fusion="project").double()
+    q, m_s, m_t = slow_focal(project, x)
+    close(project(x), project.proj(q * project.fuse(torch.cat([m_s, m_t], -1))))
+    normed = SpatioTemporalFocalModulation(8, postln_in_modulation=True).double()
+    q, m_s, m_t = slow_focal(normed, x)
+    close(normed(x), normed.proj(F.layer_norm(q * m_s * m_t, (8,))))
+
+    # One branch with 3-d depthwise convolutions, whose last level is the mean of the whole clip.
+    joint = SpatioTemporalFocalModulation(8, design="joint3d").double()
+    q, z, g = F.linear(x, joint.f.weight, joint.f.bias).split([8, 8, 3], -1)
+    total = 0
+    for l in range(2):
+        z = F.conv3d(z.movedim(-1, 1), joint.focal_layers[l][0].weight, padding=1 + l, groups=8)
+        z = F.gelu(z.movedim(1, -1))
+        total = total + z * g[..., l, None]
+    total = total + F.gelu(z.mean((1, 2, 3), keepdim=True)) * g[..., 2, None]
+    close(joint(x), joint.proj(q * joint.h(total)))
+
+
 def test_a_normalised_modulator_is_the_mean_over_levels():
     """Without the bias of h, which comes after: L + 1 times as small."""
     torch.manual_seed(0)
@@ -260,10 +282,17 @@ def test_drop_path_acts_per_frame_keeps_the_mean_and_rests_in_eval():
     assert (kept.any(1) & ~kept.all(1)).sum() > 50
     close(dropped[kept], 2 * whole[kept])
 
+    # In the transformer a clip loses it as a whole.
+    block.per_frame = False
+    kept = (block.train()(x) - x).abs().amax((2, 3, 4)) > 0
+    assert torch.equal(kept.any(1), kept.all(1)) and 0.3 < kept.all(1).float().mean() < 0.7
+    assert not create_model("lvt_toy").blocks[0].per_frame
+
     # The last block has the whole rate, the first one none.
     model = create_model("focal_t", depths=(1, 2), dim=8, drop_path=0.5, image_size=32)
     rates = [block.drop_path for stage in model.layers for block in stage["blocks"]]
     assert rates == [0, 0.25, 0.5]
+    assert all(block.per_frame for stage in model.layers for block in stage["blocks"])
 
 
 # --------------------------------------------------- linear attention
@@ -696,6 +725,26 @@ def test_pooled_keys_and_values_are_means_of_the_tokens_they_stand_for(word, kv_
     close(layer(x), whole.proj(y.flatten(-2)))
 
 
+def test_every_second_block_has_shifted_windows_and_heads_double_with_the_channels():
+    model = create_model("lvt_toy", pattern="window", window=(2, 1, 1), shifted=True)
+    assert [block.mixers[0].shifted for block in model.blocks] == [False, True]
+    model = create_model("focal_toy", mixer="attention")
+    assert [stage["blocks"][0].mixers[0].heads for stage in model.layers] == [2, 4]
+    assert A.Attention(8, 2, qkv_bias=False).qkv.bias is None
+
+
+def test_the_transformer_s_dropout_acts_in_training_only_and_its_convolutions_start_as_released():
+    torch.manual_seed(0)
+    model = create_model("lvt_toy", num_classes=0, dropout=0.5)
+    x = torch.randn(1, 3, 8, 64, 64)
+    assert not torch.equal(model.train()(x), model(x))
+    assert torch.equal(model.eval()(x), model(x))
+    head = create_model("lvt_toy", dropout=0.5).head
+    assert [layer.p for layer in head if isinstance(layer, torch.nn.Dropout)] == [0.5]
+    fan_out = 16 * 16 * 64
+    assert model.patch_embed.proj.weight.std().item() == pytest.approx((2 / fan_out)**0.5, rel=0.05)
+
+
 def test_each_block_may_have_a_pattern_of_its_own():
     for pattern in (["space", "time|space"], "space,time|space"):
         model = create_model("lvt_toy", pattern=pattern, spatial_shift=0)
@@ -1047,6 +1096,7 @@ def test_frame_numbers_are_those_worked_by_hand():
             (D.sample_val(3, 8, 4), [0] * 8),
             # too short for segments: around(i 2/8), half to even
             (D.sample_train(5, 8, 4, None), [0, 0, 0, 1, 1, 1, 2, 2]),
+            (D.sample_train(8, 8, 4, None), [0, 1, 1, 2, 2, 3, 4, 4]),
             # a = 37.5: clip v takes floor(37.5 i + (v + .5) 37.5/4)
             (D.sample_test(300, 8, 4)[0], [4, 42, 79, 117, 154, 192, 229, 267]),
             (D.sample_test(300, 8, 4)[3], [32, 70, 107, 145, 182, 220, 257, 295]),
@@ -1059,7 +1109,12 @@ def test_frame_numbers_are_those_worked_by_hand():
             (D.sample_dense(300, 8, 4, 1), [268, 272, 276, 281, 285, 290, 294, 299]),
             (D.sample_dense(20, 8, 4, 0.9), [0, 4, 8, 13, 17, 19, 19, 19]),
             # four test clips of windows of 32 start at (556 - 32) v/4
-            (D.choose_frames(556, dense, clips=4)[::8], [0, 131, 262, 393])):
+            (D.choose_frames(556, dense, clips=4)[::8], [0, 131, 262, 393]),
+            # in training's validation in the middle, 134 to 165
+            (D.choose_frames(300, dense), [134, 138, 142, 147, 151, 156, 160, 165]),
+            # TSN's two test clips: middles, then starts
+            (D.choose_frames(50, settings(sampling="tsn", num_frames=8), clips=2),
+             [3, 9, 15, 21, 27, 34, 40, 46, 0, 6, 12, 18, 24, 31, 37, 43])):
         assert list(indices) == by_hand
 
 
@@ -1120,6 +1175,13 @@ def test_colour_jitter_is_what_python_and_torch_compute_pixel_by_pixel():
     close(jittered(brightness=1.3), (1.3 * x).clamp(0, 1))
     close(jittered(contrast=.7), .7 * x + .3 * luma.mean((-2, -1), keepdim=True))
     close(jittered(saturation=.8), .8 * x + .2 * luma)
+
+    # Contrast comes before saturation, which shows where they clamp.
+    first = jittered(contrast=3.)
+    grey = (first * torch.tensor([.299, .587, .114], dtype=torch.float64).view(1, 3, 1, 1, 1)
+            ).sum(1, keepdim=True)
+    close(jittered(contrast=3., saturation=2.), (2 * first - grey).clamp(0, 1))
+    assert (first == 1).any() and (2 * first - grey > 1).any()
 
     turned = jittered(hue=0.1)
     for b, t, i, j in np.ndindex(2, 2, 3, 4):
@@ -1249,7 +1311,8 @@ def test_decoding_gives_the_frames_that_were_asked_for(tmp_path, monkeypatch, na
         assert clip.shape == (len(wanted), 48, 64, 3) and clip.dtype == torch.uint8
         wrong = np.abs(levels_of(clip) - (20 + 5 * np.array(wanted)))
         assert wrong.max() < 2.5  # neighbours differ by 5
-    assert D.read_clip(path, lambda n: [0], short_side=24).shape == (1, 24, 32, 3)
+    for short_side, shape in ((24, (1, 24, 32, 3)), (26, (1, 26, 35, 3))):  # 34.67 is 35
+        assert D.read_clip(path, lambda n: [0], short_side).shape == shape
 
 
 def test_phone_videos_come_upright(tmp_path):
@@ -1298,6 +1361,8 @@ def test_a_damaged_stretch_is_filled_with_the_nearest_good_frames_and_counted(tm
         clip = D.read_clip(str(path), lambda n: range(n))
     levels = levels_of(clip)
     assert len(clip) == 40 and abs(levels[21] - levels[19]) < 1 and abs(levels[10] - 70) < 2.5
+    with pytest.warns(UserWarning, match="2 of 4 frames"):  # half of them is not too many
+        assert len(D.read_clip(str(path), lambda n: [0, 10, 21, 22])) == 4
     with pytest.raises(D.BadVideo, match="4 of 6 frames do not decode"):
         D.read_clip(str(path), lambda n: [0, 20, 21, 22, 23, 39])
 
@@ -1402,7 +1467,39 @@ def test_the_order_of_an_epoch_is_one_permutation_whoever_reads_it():
     assert [a + b for a, b in zip(*halves)] == whole  # two processes share a batch
     assert keys_of(12, 6, first=4, batch_size=4) == whole[4:]  # a resume sees what comes next
     assert sorted(i for batch in whole[:3] for _, i in batch) == list(range(12))
-    assert whole[0] != whole[3]
+    first = [i for batch in whole[:3] for _, i in batch]
+    assert first != [i for batch in whole[3:] for _, i in batch]
+
+
+def test_augmentation_is_drawn_as_often_as_the_settings_say(monkeypatch):
+    pytest.importorskip("PIL")
+    clips = torch.randint(0, 256, (1, 4, 32, 32, 3), dtype=torch.uint8).repeat(200, 1, 1, 1, 1)
+    off = dict(crop="none", jitter=0.0, flip=0.0, grey=0.0, sampling="dense", interval=1)
+
+    def samples(n=200, **changes):
+        data = D.VideoSet(clips, [0] * 200, ["x"], settings(**off | changes))
+        return [data[0, i] for i in range(n)]
+    assert {(s["grey"], s["flip"]) for s in samples(20, grey=1.0)} == {(True, False)}
+    assert {(s["grey"], s["flip"]) for s in samples(20, flip=1.0)} == {(False, True)}
+    still = torch.tensor([1., 1., 1., 0.])
+    jittered = [not torch.equal(s["colour"], still.expand(4, 4)) for s in samples(jitter=0.3)]
+    assert 0.2 < np.mean(jittered) < 0.4
+    for per_frame, rows in ((True, 4), (False, 1)):
+        sample = samples(1, jitter=1.0, jitter_per_frame=per_frame)[0]
+        assert len(sample["colour"].unique(dim=0)) == rows
+    pairs = zip(samples(10), samples(10, auto_augment=True))
+    assert any(not torch.equal(a["clip"], b["clip"]) for a, b in pairs)
+
+    # As released: one crop is cut from a frame with short side 256 for 224, three from 224.
+    asked = []
+
+    def record(path, choose, short_side):
+        asked.append(short_side)
+        return torch.zeros(4, 40, 40, 3, dtype=torch.uint8)
+    monkeypatch.setattr(D, "read_clip", record)
+    for views in ("1x1", "1x3"):
+        D.VideoSet(["x.mp4"], [0], ["x"], settings(), views=views)[0, 0]
+    assert asked == [36, 32]
 
 
 def test_the_stream_yields_the_batches_of_a_step():
@@ -1656,6 +1753,8 @@ def test_a_run_killed_between_its_log_and_its_checkpoint_logs_the_epoch_once(vid
     line = (tmp_path / "log.jsonl").read_text().splitlines()[-1]
     last = read_checkpoint(tmp_path / "last.pt")
     del last["metrics"]["top1"]
+    last["best"] = 100.0  # a better epoch than any that comes
+    best = (tmp_path / "best.pt").read_bytes()
     torch.save(last, tmp_path / "last.pt")
     (tmp_path / "log.jsonl").open("a").write('{"step": 9, "torn')
     (tmp_path / "last.pt.tmp").write_bytes(b"half a checkpoint")
@@ -1664,6 +1763,81 @@ def test_a_run_killed_between_its_log_and_its_checkpoint_logs_the_epoch_once(vid
     again = (tmp_path / "log.jsonl").read_text().splitlines()[-1]
     assert json.loads(again)["top1"] == json.loads(line)["top1"]
     assert not (tmp_path / "last.pt.tmp").exists()
+    assert (tmp_path / "best.pt").read_bytes() == best
+
+
+def test_best_pt_has_the_best_epoch_and_the_papers_views_come_last(videos, tmp_path, monkeypatch):
+    tops = iter((50., 80., 60., 70.))
+    views = []
+
+    def evaluate(model, dataset, cfg):
+        views.append(dataset.views)
+        return dict(top1=next(tops), top5=0., mean_class=0., videos=5, bad=0)
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    words = small(videos, tmp_path, "--batch_size", 4, "--epochs", 3, "--views", "2x1")
+    assert command(*words) == 0
+    assert views == [(1, 1), (1, 1), (1, 1), (2, 1)]
+    best = read_checkpoint(tmp_path / "best.pt")
+    assert best["step"] == 6 and best["best"] == 80
+
+    # A new run keeps the files of the old one.
+    old = (tmp_path / "last.pt").read_bytes()
+    tops = iter((10., 10.))
+    assert command(*words, "--epochs", 1) == 0
+    assert (tmp_path / "last.pt.old").read_bytes() == old
+    assert logged_steps(tmp_path) == [3]
+
+
+def test_what_is_random_in_a_step_comes_from_seed_step_micro_batch_and_process(
+        videos, tmp_path, monkeypatch):
+    keys = []
+
+    def record(use, *key):
+        keys.append((use, *key))
+        return D.generator(use, *key)
+    monkeypatch.setattr(train, "generator", record)
+    assert command(*small(videos, tmp_path, "--batch_size", 2, "--accumulate", 2, "--steps", 2,
+                          "--seed", 7, *PLAIN)) == 0
+    assert keys[0] == (D.WEIGHTS, 7)
+    assert keys[1:] == [(D.STEP, 7, step, k, 0) for step in (0, 1) for k in (0, 1)]
+
+
+def test_files_are_whole_and_finite_or_not_written(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    train.write_whole(str(path), b"old")
+    model = torch.nn.Linear(2, 2)
+    state = dict(step=3)
+    cfg = train.resolve({}) | dict(out=str(tmp_path), rank=0)
+    torch.nn.init.constant_(model.weight, math.nan)
+    train.save("last.pt", dict(model=model), state, cfg)
+    assert path.read_bytes() == b"old"
+
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="last.pt could not be written, it needs 0.0 MiB: No space"):
+        train.write_whole(str(path), b"new")
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["last.pt"]
+
+
+def test_infinite_gradients_are_counted_and_a_finite_one_ends_the_streak():
+    tally = train.new_tally()
+    state = dict(step=0, streak=0, sizes=dict(steps_per_epoch=10))
+    for norm in (math.inf, math.nan, 1.0, math.inf):
+        train.record_step(tally, state, loss=2.0, norm=norm, clips=4, waited=0.1)
+    assert (state["step"], state["streak"], tally["infinite"]) == (4, 1, 3)
+    assert tally["losses"] == [2.0] and tally["clips"] == 16
+
+
+def test_the_scaler_of_float16_goes_on_where_it_was(videos, tmp_path):
+    cfg = settings(data=str(videos), dtype="float16", batch_size=4)
+    model = create_model("focal_toy", 2, 4, 32)
+    data = opened(videos)["train"]
+    schedule, parts, state = train.set_up(model, data, cfg, None)
+    saved = {name: part.state_dict() for name, part in parts.items()} | state
+    saved["scaler"]["scale"] = 1024.0
+    _, parts, _ = train.set_up(model, data, cfg, saved)
+    assert parts["scaler"].get_scale() == 1024
 
 
 @slow
@@ -1750,6 +1924,7 @@ def test_training_that_diverges_stops_with_the_step_the_rate_and_the_clips(video
                     r"/.*\.mp4, /.*\.mp4.*: lower --lr", said), said
     state = read_checkpoint(tmp_path / "last.pt")
     assert all(value.isfinite().all() for value in state["model"].values())
+    assert state["step"] == int(re.search(r"up to step (\d+)", said)[1])
     logged_steps(tmp_path)
 
 
@@ -1795,16 +1970,33 @@ def test_evaluation_averages_softmax_over_views_and_counts_unreadable_videos_as_
     assert f"top-1 {100 * (5 - hits) / 6:.2f} %" in capsys.readouterr().out
 
 
-def test_a_view_that_is_very_sure_does_not_outvote_the_others():
+class Sure(torch.nn.Module):
+    """Answers three views; only in eval mode, as dropout would change the answers."""
+    def forward(self, x):
+        assert not self.training
+        return torch.tensor([[0., 10.], [2., 0.], [2., 0.]])
+
+
+def test_a_view_that_is_very_sure_does_not_outvote_the_others(tmp_path, capsys):
     """By hand: logits (0, 10), (2, 0), (2, 0) sum to class 1, their softmaxes to class 0."""
-    class Sure(torch.nn.Module):
-        def forward(self, x):
-            return torch.tensor([[0., 10.], [2., 0.], [2., 0.]])
     cfg = settings(num_frames=8, image_size=8, batch_size=4)
     clips = torch.zeros(1, 8, 8, 8, 3, dtype=torch.uint8)
+    model = Sure().train()
     for label, top1 in ((0, 100), (1, 0)):
         data = D.VideoSet(clips, [label], ["a", "b"], cfg, views="3x1")
-        assert train.evaluate(Sure(), data, cfg)["top1"] == top1
+        assert train.evaluate(model, data, cfg)["top1"] == top1
+        assert model.training  # it goes on with training
+
+    # The same where it predicts; a score that is nan is no answer.
+    write_video(tmp_path / "a.mp4", stairs(8))
+    cfg |= dict(predict=[str(tmp_path / "a.mp4")], views="3x1")
+    assert train.predict(model.train(), ["a", "b"], cfg) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].endswith("a") and lines[2].endswith("b")
+    for label in (0, 1):
+        nan = torch.full((1, 2), math.nan)
+        no = torch.tensor([False])
+        assert train.accuracies(nan, torch.tensor([label]), no)["top1"] == 0
 
 
 def test_prediction_prints_class_names_and_names_what_it_cannot_read(videos, tmp_path, capsys):
@@ -1950,6 +2142,7 @@ def muddle(videos, tmp_path_factory):
     ("--data three --model focal_toy --image_size 32 --workers 0 --batch_size 100",
      "18 training clips do not fill one batch of 100.*lower --batch_size"),
     ("--resume out/last.pt --lr 0.5 --seed 1", "lr was 0, is 0.5.*leave these flags out"),
+    ("--resume out/last.pt --batch_size 2 --workers 0", "the checkpoint was made with"),
     ("--resume out/last.pt --model focal_t", "the checkpoint is of focal_toy; leave it out"),
     ("--eval --init out/last.pt --data three --workers 0",
      "was not trained on the classes of three: it does not know 'third'"),
