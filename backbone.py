@@ -280,8 +280,8 @@ class Pyramid(nn.Module):
     postln_in_modulation, normalize_modulator, temporal, spatial, design, fusion    see focal.py
     weight_init      'released': Linear N(0, .02^2) with biases 0, the rest as torch does it, h and
                      h_temporal too (they are convolutions there). A start for image weights: from
-                     nothing it does not learn, as q * m_s * m_t is a product of three small terms
-                     and each gradient holds two of them.
+                     nothing it hardly learns, with SGD not at all, as q * m_s * m_t is a product
+                     of three small terms and each gradient holds two of them.
                      'scratch': Linear N(0, 1/fan_in), biases of h and h_temporal one: modulators
                      that start around one let the gradient pass.
     mixer            'focal', 'attention', or one of Baseline's kinds

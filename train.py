@@ -31,8 +31,9 @@ import sys
 import time
 
 # The threads of a sum wait for each other. By default they spin, and where something else wants the
-# cores as well, a browser say, each waits for one that does not run. Let them sleep instead: as
-# fast on an idle machine, several times faster on a busy one. torch reads this when it is imported.
+# cores as well, a browser say, each waits for one that does not run. Let them sleep instead: a
+# tenth slower on an idle machine, two to three times faster on a busy one. torch reads this when it
+# is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
@@ -1063,7 +1064,7 @@ def build_model(cfg, classes, resumed, initial):
             raise ValueError(f"{cfg['init']} was not trained on the {len(classes)} classes of "
                              f"{cfg['data']}: its head does not fit")
     elif cfg["weight_init"] == "released":
-        print(f"warning: {cfg['model']} starts as released, for image weights, and does not learn "
+        print(f"warning: {cfg['model']} starts as released, for image weights, and hardly learns "
               "from nothing: add --init WEIGHTS or --weight_init scratch")
     return model.to(cfg["device"])
 
