@@ -381,7 +381,8 @@ class Pyramid(nn.Module):
             if "downsample" in stage:
                 x = stage["downsample"](x)  # half the side, twice the channels
 
-        # One vector for the clip, and its scores.
+        # One vector for the clip, and its scores: all tokens of all frames count alike, there is no
+        # class token.
         x = self.norm(x).mean((1, 2, 3))  # (B, C)
         return self.head(x)
 
