@@ -895,9 +895,16 @@ def step_keys(n, cfg, first, last):
         yield batches
 
 
-def leave_ctrl_c_to_the_parent(worker):
-    """Ctrl-C reaches all processes of a terminal; the loop decides when to end."""
+def start_worker(worker):
+    """In a loader's process: Ctrl-C is for the loop, which decides when to end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = without_the_other_side
+
+
+def without_the_other_side(kind, error, trace):
+    """The thread that hands tensors over prints no traceback if the other side is gone."""
+    if not issubclass(kind, (OSError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def loader(dataset, batches, cfg):
@@ -905,7 +912,7 @@ def loader(dataset, batches, cfg):
     return torch.utils.data.DataLoader(
         dataset, batch_sampler=batches, num_workers=cfg["workers"],
         pin_memory=cfg["device"].startswith("cuda"),
-        worker_init_fn=leave_ctrl_c_to_the_parent)
+        worker_init_fn=start_worker)
 
 
 def stream(dataset, cfg, first, last):
