@@ -897,6 +897,7 @@ def step_keys(n, cfg, first, last):
 
 def start_worker(worker):
     """In a loader's process: Ctrl-C is for the loop, which decides when to end."""
+    # The parent may end first, killed or done: that is no news.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = without_the_other_side
 
