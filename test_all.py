@@ -1801,6 +1801,12 @@ def test_what_is_random_in_a_step_comes_from_seed_step_micro_batch_and_process(
     assert keys[0] == (D.WEIGHTS, 7)
     assert keys[1:] == [(D.STEP, 7, step, k, 0) for step in (0, 1) for k in (0, 1)]
 
+    # The second process draws from another stream.
+    keys.clear()
+    cfg = settings(data=str(videos), rank=1, steps=1, batch_size=4, out=str(tmp_path))
+    train.train(create_model("focal_toy", 2, 4, 32), D.open_data(cfg, ["train", "val"]), cfg)
+    assert keys == [(D.STEP, 0, 0, 0, 1)]
+
 
 def test_files_are_whole_and_finite_or_not_written(tmp_path, monkeypatch):
     path = tmp_path / "last.pt"
