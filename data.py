@@ -26,7 +26,11 @@ import argparse
 import collections
 import csv
 import functools
+import itertools
+import json
+import math
 import os
+import re
 import signal
 import sys
 import warnings
@@ -45,6 +49,8 @@ NAMED = ("k400", "k600", "ssv2", "diving48", "activitynet")  # class names in as
 # name: (default, what is allowed, meaning). Allowed are the words, or the lowest and the highest
 # number; None: anything of the default's type. train.py makes a flag of each.
 SETTINGS = {
+    # which videos; group: by the name before the last _
+    "split": ("ready", ("ready", "group", "file"), "train and val as they are, or made here"),
     # which frames, and which part of them
     "sampling": ("segments", ("segments", "tsn", "dense"), "how the frames of a clip are chosen"),
     "interval": (1, (1, 1000), "dense: frames of the window per frame; segments: see sample_val"),
@@ -52,6 +58,9 @@ SETTINGS = {
     "crop": ("none", ("none", "area", "short_side", "multi_scale"), "random crop in training"),
     "crop_range": ((0.08, 1.0), (0.01, 10), "area: share of the frame; short_side: side in crops"),
     "views": ("1x1", None, "evaluation: CLIPSxCROPS of each video, crops 1 or 3"),
+    "frames": ("normal", ("normal", "reversed", "shuffled", "still"), "evaluation: their order"),
+    # what of them
+    "input": ("rgb", ("rgb", "diff"), "colours, or how they change from frame to frame"),
     # flips and colours, in training
     "flip": (0.0, (0, 1), "probability of a horizontal flip"),
     "jitter": (0.0, (0, 1), "probability of other brightness, contrast, saturation and hue"),
@@ -72,6 +81,8 @@ SETTINGS = {
 PIPELINES = {
     # ours; a flip would change the class
     "toy": dict(mean=(0.35, 0.35, 0.35), std=(0.3, 0.3, 0.3), smoothing=0.1),
+    # ours, for a few hundred clips of one's own
+    "own": dict(margin=256/224, crop="area", crop_range=(0.5, 1.0), flip=0.5, smoothing=0.1),
     # released Video-FocalNets, for all data sets
     "focal": dict(
         interval=4,  # their name; all it does is hide the last 3 frames, in validation too
@@ -124,6 +135,8 @@ TOY = 2  # seed, split
 ORDER = 3  # seed, epoch
 SAMPLE = 4  # seed, epoch, i
 STEP = 5  # seed, step, micro-batch, rank
+SHUFFLE = 6  # i
+SPLIT = 7  # seed
 
 
 def generator(use, *keys):
@@ -139,12 +152,15 @@ def torch_seed(rng):
 # --------------------------------------------------- find the files
 
 VIDEO_FILES = (".mp4", ".webm", ".avi", ".mkv", ".mov")
+IMAGE_FILES = (".jpg", ".jpeg", ".png")
 
 NO_DATA = """no {split} videos of {data} in {root}. One of these is expected there:
-  {root}/annotations/{split}.csv and {root}/{split}/ID_START_END.mp4    Kinetics, as the CVDF \
-scripts leave it
-  {root}/{split}/CLASS/*.mp4    class folders (or videos_{split}/, {split}_256/)
+  {root}/{split}/CLASS/*.mp4    class folders (or videos_{split}/, {split}_256/); jpg and png too
+  {root}/CLASS/*.mp4            class folders without train/ and val/: add --split group
   {root}/{split}.csv or .txt    a list, one 'path label' or 'path,label' a line
+  {root}/annotations/{split}.csv and {root}/{split}/ID_START_END.mp4    Kinetics
+  {root}/something-something-v2-{long}.json, Diving48_V2_{test}.json or \
+activity_net.v1-3.min.json, and the videos below
 have the videos elsewhere: --root DIR      just looking: python train.py"""
 
 
@@ -152,24 +168,55 @@ class BadVideo(Exception):
     """A video that cannot be used: 'path: reason'."""
 
 
+def segment_of(clip):
+    """
+    'a.mp4#t=24.2,38' -> ('a.mp4', 24.2, 38.0): a part of a video, from .. to in seconds, written as
+    on the web (W3C media fragments). A whole file is 0 to infinity.
+    """
+    match = re.fullmatch(r"(.+)#t=(\d+\.?\d*),(\d+\.?\d*)", clip)
+    if not match:
+        return clip, 0.0, math.inf
+    return match[1], float(match[2]), float(match[3])
+
+
+def is_there(clip):
+    """Is the file of this clip on the disk?"""
+    path, _, _ = segment_of(clip)
+    return os.path.isfile(path)
+
+
+def stem_of(clip):
+    """'run/set1_seq01_04.avi' -> 'set1_seq01_04'."""
+    path, _, _ = segment_of(clip)
+    return os.path.splitext(os.path.basename(path))[0]
+
+
 def videos_below(folder):
-    """All video files under a folder, sorted; none for a folder that is not there."""
+    """All video and image files under a folder, sorted; none for a folder that is not there."""
     # Sorted, so that the order does not depend on the disk.
     paths = []
     for where, _, names in sorted(os.walk(folder)):
         for name in sorted(names):
             # ._x.mp4 is litter that archives made on a Mac leave.
-            if name.lower().endswith(VIDEO_FILES) and not name.startswith("._"):
+            if name.lower().endswith(VIDEO_FILES + IMAGE_FILES) and not name.startswith("._"):
                 paths.append(os.path.join(where, name))
     return paths
 
 
-# The three finders: -> rows (path, label), where path is None if the video is not on the disk, and
-# label None if there is no row for the video.
+def by_stem(folder):
+    """{'78687': '.../78687.webm'}, of all videos under a folder."""
+    return {stem_of(path): path for path in videos_below(folder)}
 
-def kinetics_rows(listing, folders):
-    """A Kinetics table, 'label,youtube_id,time_start,..': files carry the id, 11 characters."""
+
+# The finders, one for each layout: (listing, root, split) -> rows (clip, label), where clip is None
+# if the video is not on the disk, and label None if there is no row for the video.
+
+def kinetics_rows(listing, root, split):
+    """A table, 'label,youtube_id,time_start,..': files begin with the id, 11 characters."""
     # Later folders win: repaired copies of broken videos stand in one of their own.
+    folders = split_folders(root, split)
+    if split == "train":
+        folders = folders + [os.path.join(root, "replacement")]
     on_disk = {}
     for folder in folders:
         for path in videos_below(folder):
@@ -183,24 +230,67 @@ def kinetics_rows(listing, folders):
     return rows + [(on_disk[key], None) for key in unlabelled]
 
 
-def list_rows(listing, root):
+def list_rows(listing, root, split):
     """
-    A list, 'path label' or 'path,label' a line, paths from `root` on; ValueError with the line.
+    A list, 'path label' or 'path,label' a line, paths from `root` on, or 'FOLDER/path' alone, whose
+    folder is the label; ValueError with the line.
     """
-    # Some editors begin a file with an invisible mark: utf-8-sig drops it.
-    rows = []
-    with open(listing, encoding="utf-8-sig") as file:
+    # A Kinetics table is a csv as well: it has a header, lists have none.
+    with open(listing, encoding="utf-8-sig") as file:  # -sig: some editors put a mark in front
         lines = file.read().splitlines()
+    if lines and lines[0].startswith("label,youtube_id"):
+        return kinetics_rows(listing, root, split)
+
+    # The label comes last, so that a path may hold spaces and commas.
+    rows = []
     for number, line in enumerate(lines, 1):
-        # The label comes last, so that a path may hold spaces and commas.
         separator = "," if line.rpartition(",")[2].strip().isdigit() else None
         path, *label = line.rsplit(separator, 1)
         if not label or not label[0].strip().isdigit():
-            raise ValueError(f"{listing}, line {number}: {line!r} is not 'path label' "
-                             "or 'path,label' with a number as label")
+            path = line
+            label = [os.path.basename(os.path.dirname(line))]
+            if not label[0] or not line.strip().lower().endswith(VIDEO_FILES + IMAGE_FILES):
+                raise ValueError(f"{listing}, line {number}: {line!r} is not 'path label' "
+                                 "or 'path,label' with a number as label")
         # An absolute path stays as it is.
         path = os.path.join(root, path.strip())
-        rows.append((path if os.path.isfile(path) else None, label[0].strip()))
+        rows.append((path if is_there(path) else None, label[0].strip()))
+    return rows
+
+
+def ssv2_rows(listing, root, split):
+    """Something-Something V2: the label is the template without its brackets; ID.webm."""
+    on_disk = by_stem(root)
+    with open(listing, encoding="utf-8") as file:
+        table = json.load(file)
+    return [(on_disk.get(row["id"]), re.sub(r"[\[\]]", "", row["template"])) for row in table]
+
+
+def diving48_rows(listing, root, split):
+    """Diving48 V2: vid_name and the number of the class; the frames are those of the whole file."""
+    on_disk = by_stem(root)
+    with open(listing, encoding="utf-8") as file:
+        table = json.load(file)
+    # V1 has the same keys and other labels: only the length tells.
+    official = {"train": 15027, "val": 1970}[split]
+    if len(table) != official:
+        print(f"{listing} has {len(table)} rows, V2's has {official}: is it another version?")
+    return [(on_disk.get(row["vid_name"]), str(row["label"])) for row in table]
+
+
+def activitynet_rows(listing, root, split):
+    """ActivityNet v1.3: one clip for each labelled segment, VIDEO#t=START,END; v_ID.mp4."""
+    on_disk = by_stem(root)
+    subset = {"train": "training", "val": "validation"}[split]
+    with open(listing, encoding="utf-8") as file:
+        videos = json.load(file)["database"]
+    rows = []
+    for key, video in videos.items():
+        if video["subset"] == subset:
+            path = on_disk.get("v_" + key)
+            for one in video["annotations"]:
+                start, end = one["segment"]
+                rows.append((path and f"{path}#t={start:.3f},{end:.3f}", one["label"]))
     return rows
 
 
@@ -209,42 +299,153 @@ def folder_rows(folder):
     rows = []
     for path in videos_below(folder):
         parent = os.path.dirname(path)
-        if parent != folder:
+        if parent != os.path.normpath(folder):
             rows.append((path, os.path.basename(parent)))
     return rows
 
 
+# Where a data set's own lists are, below the root, and who reads them. long: train, validation;
+# test: train, test.
+LISTS = (
+    ("annotations/{split}.csv", list_rows),  # Kinetics, as the CVDF scripts leave it
+    ("annotations/{split}.txt", list_rows),
+    ("{split}.csv", list_rows),
+    ("{split}.txt", list_rows),
+    ("something-something-v2-{long}.json", ssv2_rows),  # as 20BN named it
+    ("labels/{long}.json", ssv2_rows),  # as Qualcomm does
+    ("Diving48_V2_{test}.json", diving48_rows),
+    ("activity_net.v1-3.min.json", activitynet_rows),
+)
+
+
+def other_names(split):
+    """What else a split is called, for NO_DATA and LISTS."""
+    return dict(split=split, long={"train": "train", "val": "validation"}[split],
+                test={"train": "train", "val": "test"}[split])
+
+
+def split_folders(root, split):
+    """The folder of a split, in a list; an empty one if there is none."""
+    names = (split, f"videos_{split}", f"{split}_256", f"videos/{split}")
+    folders = [os.path.join(root, name) for name in names]
+    return [folder for folder in folders if os.path.isdir(folder)][:1]
+
+
 def find_split(data, root, split):
     """-> (where it was found, rows) of the first layout that is there, or (None, [])."""
-    # A list file brings the other split's list: my_train.txt has my_val.txt beside it.
+    # A list file brings the other split's list: my_train.txt has my_val.txt beside it, or, in
+    # UCF101, testlist01.txt.
     if os.path.isfile(data):
         folder, name = os.path.split(data)
-        listing = os.path.join(folder, name.replace("train", split))
-        if not os.path.isfile(listing):
-            return None, []
-        return listing, list_rows(listing, root if os.path.isdir(root) else folder)
+        for word in other_names(split).values():
+            listing = os.path.join(folder, name.replace("train", word))
+            if os.path.isfile(listing):
+                return listing, list_rows(listing, root, split)
+        return None, []
 
-    # A table or a list in the root, with the videos beside it.
-    folders = [os.path.join(root, name)
-               for name in (split, f"videos_{split}", f"{split}_256", f"videos/{split}")]
-    folders = [folder for folder in folders if os.path.isdir(folder)][:1]
-    for name in (f"annotations/{split}.csv", f"annotations/{split}.txt", f"{split}.csv",
-                 f"{split}.txt"):
-        listing = os.path.join(root, name)
+    # A list in the root, with the videos beside it.
+    for name, rows_of in LISTS:
+        listing = os.path.join(root, name.format(**other_names(split)))
         if os.path.isfile(listing):
-            with open(listing, encoding="utf-8-sig") as file:
-                header = file.readline()
-            # Kinetics' tables have a header, lists have none.
-            if not header.startswith("label,youtube_id"):
-                return listing, list_rows(listing, root)
-            repaired = [os.path.join(root, "replacement")] if split == "train" else []
-            return listing, kinetics_rows(listing, folders + repaired)
+            return listing, rows_of(listing, root, split)
 
     # Nothing but folders, one for each class.
-    for folder in folders:
+    for folder in split_folders(root, split):
         return folder, folder_rows(folder)
     return None, []
 
+
+# --------------------------------------------------- split: which videos are kept to validate with
+
+def group_of(clip):
+    """
+    'run/set1_seq01_04.avi' -> 'set1_seq01', the name before the last _: what is called alike is
+    taken for pieces of one recording.
+    """
+    return stem_of(clip).rpartition("_")[0] or stem_of(clip)
+
+
+def split_rows(rows, seed, by):
+    """
+    Rows (clip, label) -> {'train': rows, 'val': rows}, a fifth of each class or a little more to
+    validate with. by: 'group' keeps the clips of a group_of together, 'file' does not. ValueError
+    for a class that would be missing on one side.
+    """
+    # Who has to stay together, and how many of each class a fifth is.
+    groups = collections.defaultdict(list)
+    for clip, label in rows:
+        groups[group_of(clip) if by == "group" else clip].append((clip, label))
+    total = collections.Counter(label for _, label in rows)
+    held = collections.Counter()  # clips to validate with, of each class
+
+    # Group after group, in random order: taken if it brings a class nearer to its fifth, and leaves
+    # half of each class to train on.
+    val = []
+    names = sorted(groups)
+    for k in generator(SPLIT, seed).permutation(len(names)):
+        here = collections.Counter(label for _, label in groups[names[k]])
+        short = any(held[label] < max(1, total[label] // 5) for label in here)
+        if short and all(held[label] + here[label] <= total[label] / 2 for label in here):
+            held += here
+            val += groups[names[k]]
+    for label in total:
+        if not held[label]:
+            raise ValueError(
+                f"--split {by}: {label!r} cannot be in both splits, its {total[label]} videos are "
+                f"{len({group_of(clip) for clip, own in rows if own == label})} recordings, as "
+                "what is called alike before the last _ stays together; --split file looks at "
+                "single files, or make train/ and val/ yourself")
+    taken = set(val)
+    return dict(train=[row for row in rows if row not in taken], val=val)
+
+
+def saved_split(path, root, rows, cfg):
+    """
+    The split that is noted at `path`, a csv of path,label,split; made and noted if it is not there.
+    -> {'train': rows, 'val': rows}
+    """
+    # Noted by an earlier run: what it does not know is left out, and counted.
+    if os.path.isfile(path):
+        with open(path, newline="", encoding="utf-8") as file:
+            noted = {row["path"]: row["split"] for row in csv.DictReader(file)}
+        splits = dict(train=[], val=[])
+        for clip, label in rows:
+            if os.path.relpath(clip, root) in noted:
+                splits[noted[os.path.relpath(clip, root)]].append((clip, label))
+        known = len(splits["train"]) + len(splits["val"])
+        if known:
+            print(f"split: as noted in {path}"
+                  + (f"; {len(rows) - known} videos are not in it: left out" * (known < len(rows))))
+            return splits
+
+    # A new one.
+    splits = split_rows(rows, cfg["seed"], cfg["split"])
+    if path and cfg["rank"] == 0:
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(("path", "label", "split"))
+            for split, own in splits.items():
+                table.writerows((os.path.relpath(clip, root), label, split) for clip, label in own)
+    print(f"split: {len(splits['train'])} to train on, {len(splits['val'])} to validate with"
+          + (f"; noted in {path}" if path else ""))
+    return splits
+
+
+def warn_of_shared_groups(found):
+    """Says how many recordings are in both of two ready splits: validation would be too easy."""
+    names = {}
+    for split, (_, rows) in found.items():
+        # A name without _ says nothing of recordings.
+        stems = [stem_of(clip) for clip, _ in rows if clip]
+        names[split] = {stem.rpartition("_")[0] for stem in stems} - {""}
+    shared = sorted(names["train"] & names["val"])
+    if shared:
+        print(f"warning: {len(shared)} of {len(names['val'])} recordings in val are in train too, "
+              f"{shared[0]} for one (the name before the last _): val may be easier than new videos")
+
+
+# --------------------------------------------------- classes: their names and numbers
 
 def class_names(data):
     """The classes of a named data set, in the order of the released heads."""
@@ -258,22 +459,52 @@ def plain(label):
     return label.strip(' "').replace("_", " ").lower()
 
 
-def class_index(labels, data, root):
+def names_of_numbers(folder, rows, first):
     """
-    -> (classes, {label: index}) for a set of labels. Numbers are indices. Names have official
-    indices if all of them are official, else the alphabetical order counts, and a line says so if
-    some are. ValueError for a number that is too large.
+    {'1': 'ApplyEyeMakeup'}: what the numbers of a list mean, from UCF101's classInd.txt or from
+    classes.txt beside it, a name a line, or from the folders of its clips, if each number has its
+    own. {} if nothing tells.
+    """
+    # A file that says it.
+    if os.path.isfile(os.path.join(folder, "classInd.txt")):
+        with open(os.path.join(folder, "classInd.txt"), encoding="utf-8-sig") as file:
+            return dict(line.split(maxsplit=1) for line in file.read().splitlines() if line.strip())
+    if os.path.isfile(os.path.join(folder, "classes.txt")):
+        with open(os.path.join(folder, "classes.txt"), encoding="utf-8-sig") as file:
+            return {str(k): name for k, name in enumerate(file.read().splitlines(), first)}
+
+    # Or the folders, one to one.
+    pairs = {(label, os.path.basename(os.path.dirname(clip))) for clip, label in rows
+             if clip and label.isdigit()}
+    numbers = {number for number, _ in pairs}
+    folders = {name for _, name in pairs}
+    return dict(pairs) if len(pairs) == len(numbers) == len(folders) else {}
+
+
+def class_index(labels, data, root, names):
+    """
+    -> (classes, {label: index}) for a set of labels. Numbers are indices, called as `names` says.
+    Names have official indices if all of them are official, else the alphabetical order counts, and
+    a line says so if some are. ValueError for a number that is too large.
     """
     # Numbers: of a named data set, or as many classes as the highest one says.
     classes = class_names(data) if data in NAMED else None
-    if all(label.isdigit() for label in labels):
-        highest = max(map(int, labels), default=-1)
+    number_of = {name: number for number, name in names.items()}
+    if all(label.isdigit() or label in number_of for label in labels):
+        numbers = {label: int(number_of.get(label, label)) for label in labels}
+        highest = max(numbers.values(), default=-1)
+        first = starts_at(numbers.values())
+        if classes is not None and highest < len(classes):
+            first = 0  # a part of the official ones
+        if first:
+            print(f"labels start at 1 in {root}: 1 is taken for the first class, {highest} for the "
+                  "last")
         if classes is None:
-            classes = [str(k) for k in range(highest + 1)]
-        if highest >= len(classes):
+            classes = [names.get(str(k), str(k)) for k in range(first, highest + 1)]
+        if highest - first >= len(classes):
             raise ValueError(f"label {highest} in {root}, but {data} has {len(classes)} classes, "
                              f"0 to {len(classes) - 1}")
-        return classes, {label: int(label) for label in labels}
+        return classes, {label: number - first for label, number in numbers.items()}
 
     # Names: if all are official, whatever their spelling, their indices; else alphabetical order.
     official = {plain(name): k for k, name in enumerate(classes or [])}
@@ -285,6 +516,53 @@ def class_index(labels, data, root):
         classes = sorted(labels)
         official = {plain(name): k for k, name in enumerate(classes)}
     return classes, {label: official[plain(label)] for label in labels}
+
+
+def starts_at(numbers):
+    """Where labels begin: 1 if there is a 1 and no 0, else 0."""
+    return 1 if 1 in numbers and 0 not in numbers else 0
+
+
+# --------------------------------------------------- open a data set
+
+def root_of(data, root):
+    """The folder that the videos of --data are in; ValueError, FileNotFoundError if there is none."""
+    # A folder is its own root; that of a list is the list's folder, unless --root says another one.
+    if data not in NAMED and os.path.isdir(data):
+        return data
+    if data not in NAMED and not os.path.isfile(data):
+        raise ValueError(f"--data {data}: neither a folder, nor a list file, "
+                         f"nor one of toy, {', '.join(NAMED)}")
+    if root and not os.path.isdir(root):
+        raise FileNotFoundError(f"--root {root}: no such folder")
+    if data in NAMED:
+        return root or os.path.join("data", data)
+    return root or os.path.dirname(data) or "."
+
+
+def split_anew(found, root, cfg):
+    """All videos that were found, of both splits or of neither, split by --split."""
+    # Each once, labelled and on the disk. Without train/ and val/ the root has the class folders.
+    rows = dict.fromkeys(row for _, own in found.values() for row in own if None not in row)
+    rows = list(rows) or folder_rows(root)
+
+    # An evaluation looks for the note beside the weights.
+    folder = os.path.dirname(cfg["init"]) if cfg["eval"] else cfg["out"]
+    path = os.path.join(folder, "split.csv") if cfg["out"] else ""
+    splits = saved_split(path, root, rows, cfg)
+    return {split: (root, own) for split, own in splits.items()}
+
+
+def check_classes(sets, data):
+    """ValueError if there is one class only; says which ones cannot be learned."""
+    train = sets["train"]
+    if len(train.classes) == 1:
+        raise ValueError(f"--data {data}: one class only, {train.classes[0]!r}: nothing to tell "
+                         "apart; a folder, or a number in a list, for each class is needed")
+    unseen = sorted(set(sets["val"].labels) - set(train.labels)) if "val" in sets else []
+    if unseen:
+        print(f"warning: {len(unseen)} classes have videos in val only, "
+              f"{train.classes[unseen[0]]!r} for one: they cannot be learned, and count as wrong")
 
 
 def open_data(cfg, splits, views="1x1"):
@@ -304,25 +582,27 @@ def open_data(cfg, splits, views="1x1"):
                                    None if split == "train" else views)
         return sets
 
-    # Where the videos are: a folder is its own root.
-    root = cfg["root"] or os.path.join("data", data)
-    if data not in NAMED and os.path.isdir(data):
-        root = data
-    elif data not in NAMED and not os.path.isfile(data):
-        raise ValueError(f"--data {data}: neither a folder, nor a list file, "
-                         f"nor one of toy, {', '.join(NAMED)}")
-    elif cfg["root"] and not os.path.isdir(root):
-        raise FileNotFoundError(f"--root {root}: no such folder")
-
     # Both splits are read, whatever is asked for: a class may be in one of them only.
+    root = root_of(data, cfg["root"])
     found = {split: find_split(data, root, split) for split in ("train", "val")}
-    if os.path.isfile(data) and "train" in splits and found["train"][0] == found["val"][0]:
+    if cfg["split"] != "ready":
+        found = split_anew(found, root, cfg)
+    elif os.path.isfile(data) and "train" in splits and found["train"][0] == found["val"][0]:
         raise ValueError(f"--data {data}: this list would be trained on and validated with; two "
-                         "lists are needed, my_train.txt and, beside it, my_val.txt")
-    labels = set()
-    for _, rows in found.values():
-        labels |= {label for _, label in rows if label is not None}
-    classes, index = class_index(labels, data, root)
+                         "lists are needed, my_train.txt and, beside it, my_val.txt, or --split "
+                         "group")
+    elif data not in NAMED:
+        warn_of_shared_groups(found)
+
+    # Their labels, as numbers.
+    labelled = [row for _, rows in found.values() for row in rows if row[1] is not None]
+    labels = {label for _, label in labelled}
+    names = {}
+    if any(label.isdigit() for label in labels) and data not in NAMED:
+        first = starts_at({int(label) for label in labels if label.isdigit()})
+        names = names_of_numbers(os.path.dirname(data) if os.path.isfile(data) else root, labelled,
+                                 first)
+    classes, index = class_index(labels, data, root, names)
 
     # Say what was found, use what is there and has a label.
     for split in splits:
@@ -336,25 +616,64 @@ def open_data(cfg, splits, views="1x1"):
                 said += f", {len(rows) - len(listed)} more have no label"
             print(said)
         if not there:
-            raise FileNotFoundError(NO_DATA.format(split=split, data=data, root=root))
-        sets[split] = VideoSet([path for path, _ in there], [index[label] for _, label in there],
+            raise FileNotFoundError(NO_DATA.format(data=data, root=root, **other_names(split)))
+        sets[split] = VideoSet([clip for clip, _ in there], [index[label] for _, label in there],
                                classes, cfg, None if split == "train" else views)
+    if "train" in sets:
+        check_classes(sets, data)
     return sets
 
 
 # --------------------------------------------------- decode: file -> frames
 
-def every_frame(path):
+def open_stream(container, path):
+    """The video stream of a file, to be decoded by one thread: the workers are the parallelism."""
+    stream = container.streams.best("video")
+    if stream is None:
+        raise BadVideo(f"{path}: no video stream in it")
+    stream.thread_type = "NONE"
+    return stream
+
+
+def packets_from(container, stream, start, end):
+    """
+    The packets that show `start` to `end`, in seconds, and what these need -> packets, and the two
+    times in the stream's units.
+    """
+    zero = stream.start_time or 0
+    low = zero + start / float(stream.time_base)
+    high = zero + end / float(stream.time_base)
+
+    # Jump to a key frame. A second early, as files are indexed by when packets are decoded, which
+    # is a few frames before they are shown.
+    if start > 1:
+        container.seek(int(low - 1 / stream.time_base), stream=stream)
+
+    def packets():
+        for packet in container.demux(stream):
+            if packet.size:
+                yield packet
+            # What is decoded later is shown later still.
+            if packet.dts is not None and packet.dts >= high:
+                return
+    return packets(), low, high
+
+
+def every_frame(clip):
     """All frames that decode, in the order they are shown; packets that do not are passed over."""
+    path, start, end = segment_of(clip)
     with av.open(path) as container:
-        stream = container.streams.best("video")
-        stream.thread_type = "NONE"  # the workers are the parallelism
-        for packet in container.demux(stream):  # ends with an empty packet: drains the decoder
+        stream = open_stream(container, path)
+        packets, low, high = packets_from(container, stream, start, end)
+        for packet in itertools.chain(packets, [None]):  # None drains the decoder
             # One damaged packet does not end the video.
             try:
-                yield from packet.decode()
+                frames = stream.codec_context.decode(packet)
             except av.error.InvalidDataError:
-                pass
+                continue
+            for frame in frames:
+                if frame.pts is None or low <= frame.pts < high:
+                    yield frame
 
 
 def wanted_frames(codec, packets, wanted):
@@ -392,18 +711,18 @@ def wanted_frames(codec, packets, wanted):
     return found
 
 
-def chosen_frames(path, choose):
+def chosen_frames(clip, choose):
     """The decoded frames of choose(number of frames); see read_clip, which tells the rules."""
+    path, start, end = segment_of(clip)
     with av.open(path) as container:
-        stream = container.streams.best("video")
-        if stream is None:
-            raise BadVideo(f"{path}: no video stream in it")
-        stream.thread_type = "NONE"
+        stream = open_stream(container, path)
 
         # The packets' timestamps are the table of frames, where they can be trusted. What an edit
         # list cuts away is there, but marked.
-        packets = [packet for packet in container.demux(stream) if packet.size]
-        table = sorted(p.pts for p in packets if p.pts is not None and not p.is_discard)
+        packets, low, high = packets_from(container, stream, start, end)
+        packets = list(packets)
+        table = sorted(p.pts for p in packets if p.pts is not None and not p.is_discard
+                       and low <= p.pts < high)
         known = any(name in container.format.name for name in ("mp4", "matroska"))
         stamped = all(p.pts is not None for p in packets)
         honest = known and stamped and len(set(table)) == len(table) > 0
@@ -414,35 +733,58 @@ def chosen_frames(path, choose):
                 return [found[time] for time in times]
 
     # The slow way: decode everything, once to count, once to keep.
-    good = [frame.pts for frame in every_frame(path)]
+    good = [frame.pts for frame in every_frame(clip)]
     if not good:
-        raise BadVideo(f"{path}: no frames in it")
+        raise BadVideo(f"{clip}: no frames in it")
 
     # Known times: the nearest frame that decodes. Else the count is known only now.
     if honest:
-        order = nearest_good(path, times, good)
+        order = nearest_good(clip, times, good)
     else:
         order = choose(len(good))
     wanted = set(order)
-    kept = {k: frame for k, frame in enumerate(every_frame(path)) if k in wanted}
+    kept = {k: frame for k, frame in enumerate(every_frame(clip)) if k in wanted}
     return [kept[k] for k in order]
 
 
-def nearest_good(path, times, good):
+def nearest_good(clip, times, good):
     """For each of `times` the number of the nearest of the good frames; says how many are lost."""
     # A video with large holes would be another video.
     lost = sum(time not in good for time in times)
     if lost * 2 > len(times):
-        raise BadVideo(f"{path}: {lost} of {len(times)} frames do not decode")
+        raise BadVideo(f"{clip}: {lost} of {len(times)} frames do not decode")
     if lost:
-        warnings.warn(f"{path}: {lost} of {len(times)} frames do not decode, "
+        warnings.warn(f"{clip}: {lost} of {len(times)} frames do not decode, "
                       "the nearest good ones stand in")
     return [np.abs(np.array(good) - time).argmin() for time in times]
 
 
-def read_clip(path, choose, short_side=None):
+def resized_to(height, width, short_side):
+    """The size with this short side, -> (height, width): rounded half up, as mmcv does."""
+    if not short_side or min(height, width) == short_side:
+        return height, width
+    scale = short_side / min(height, width)
+    return int(height * scale + 0.5), int(width * scale + 0.5)
+
+
+def read_image(path, short_side=None):
+    """A picture as a video of one frame -> uint8 (1, H, W, 3), upright."""
+    from PIL import Image, ImageOps
+    try:
+        with Image.open(path) as image:
+            # Cameras note the turn beside the pixels.
+            image = ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BadVideo(f"{path}: {error}") from error
+    height, width = resized_to(image.height, image.width, short_side)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)  # antialiased
+    return torch.from_numpy(np.array(image))[None]
+
+
+def read_clip(clip, choose, short_side=None):
     """
-    Frames of a video. choose(num_frames) -> indices, in any order, repeats allowed.
+    Frames of a video, a part of it (see segment_of) or an image, which is a video of one frame.
+    choose(num_frames) -> indices, in any order, repeats allowed.
     Returns uint8 (len(indices), H, W, 3), RGB, upright. short_side: resize to it, keeping the
     aspect (bilinear with antialiasing, in the decoder; the released pipeline's has none).
 
@@ -452,22 +794,18 @@ def read_clip(path, choose, short_side=None):
     Raises BadVideo: no video, no frames, or more than half of the wanted ones do not decode.
     """
     # Opening a named pipe would wait for ever for somebody to write into it.
+    path, _, _ = segment_of(clip)
     if os.path.exists(path) and not os.path.isfile(path):
         raise BadVideo(f"{path}: not a regular file")
+    if path.lower().endswith(IMAGE_FILES):
+        return read_image(path, short_side)[choose(1)]
     try:
-        frames = chosen_frames(path, choose)
+        frames = chosen_frames(clip, choose)
     except (av.error.FFmpegError, OSError) as error:
         raise BadVideo(f"{path}: {error.strerror or error}") from error
 
-    # The size to resize to: rounded half up, as mmcv does.
-    height = frames[0].height
-    width = frames[0].width
-    if short_side and min(height, width) != short_side:
-        scale = short_side / min(height, width)
-        height = int(height * scale + 0.5)
-        width = int(width * scale + 0.5)
-
     # A repeated frame is converted once.
+    height, width = resized_to(frames[0].height, frames[0].width, short_side)
     reformatter = VideoReformatter()
     images = {}
     for frame in frames:
@@ -571,6 +909,20 @@ def choose_frames(n, cfg, clips=1, rng=None):
                                for v in range(clips)])
     else:
         raise ValueError(f"sampling={cfg['sampling']!r}: use 'segments', 'tsn' or 'dense'")
+
+
+def frame_order(T, word, i):
+    """The order in which sample i shows its T frames, T numbers; see --frames."""
+    if word == "normal":
+        return np.arange(T)
+    elif word == "reversed":
+        return np.arange(T)[::-1].copy()
+    elif word == "shuffled":
+        return generator(SHUFFLE, i).permutation(T)
+    elif word == "still":
+        return np.full(T, T // 2)  # the middle one, repeated
+    else:
+        raise ValueError(f"frames={word!r}: use 'normal', 'reversed', 'shuffled' or 'still'")
 
 
 # --------------------------------------------------- crop: which part of the frames
@@ -856,11 +1208,14 @@ class VideoSet(torch.utils.data.Dataset):
             frames = torch.zeros(clips * T, size, size, 3, dtype=torch.uint8)
             bad = str(error)
 
+        # In another order, to see what the network knows of time.
+        frames = frames.unflatten(0, (clips, T))  # (clips, T, H, W, 3)
+        frames = frames[:, frame_order(T, self.cfg["frames"], i)]
+
         # All clips of the first crop, then all of the next.
         views = []
-        for top, left in crop_offsets(*frames.shape[1:3], size, crops):
-            view = frames[:, top:top+size, left:left+size]
-            views.append(view.unflatten(0, (clips, T)))
+        for top, left in crop_offsets(*frames.shape[2:4], size, crops):
+            views.append(frames[:, :, top:top+size, left:left+size])
         return dict(clip=torch.cat(views), label=self.labels[i], index=i, bad=bad)
 
 
@@ -1003,6 +1358,12 @@ def prepare(batch, cfg):
     x = (x - mean) / std
     if "erase" in batch and cfg["erase"]:
         x = blank(x, batch["erase"].to(device))
+
+    # What changes from frame to frame (arXiv:1608.00859, RGB difference): a background that stands
+    # still is gone. A small network trained on few clips learns backgrounds by heart otherwise.
+    if cfg["input"] == "diff":
+        x = 2 * (x - x.roll(1, dims=2))
+        x[:, :, 0] = 0  # before the first frame there is none
     return x
 
 
@@ -1189,6 +1550,8 @@ if __name__ == "__main__":
     parser.add_argument("--data", default="toy", help=f"toy, {', '.join(NAMED)}, a folder, "
                         "or a list file (default toy)")
     parser.add_argument("--root", default="", help="where the videos are (default data/NAME)")
+    parser.add_argument("--split", default="ready", choices=SETTINGS["split"][1],
+                        help="as they are, or made here, by the name before the last _, or by file")
     parser.add_argument("--show", metavar="PNG",
                         help="draw training clips as the network gets them")
     parser.add_argument("--make_toy", metavar="DIR",
@@ -1200,9 +1563,9 @@ if __name__ == "__main__":
     # The settings of a Video-FocalNet, without what train.py's recipe changes for a data set.
     toy = args.data == "toy"
     cfg = {name: default for name, (default, _, _) in SETTINGS.items()}
-    cfg |= PIPELINES["toy" if toy else "focal"]
-    cfg |= dict(data=args.data, root=args.root, seed=0, num_frames=8, device="cpu",
-                image_size=64 if toy else 224)
+    cfg |= PIPELINES["toy" if toy else "focal" if args.data in NAMED else "own"]
+    cfg |= dict(data=args.data, root=args.root, split=args.split, seed=0, num_frames=8,
+                image_size=64 if toy else 224, device="cpu", rank=0, eval=False, out="")
 
     # What is there, in numbers, and in a picture.
     try:

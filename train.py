@@ -143,11 +143,26 @@ TOY = PIPELINES["toy"] | dict(
     clip_grad=1.0,
 )
 
-# By the family of the model and the data set. What is not here has the recipe of k400.
+# Ours, by trial: a few hundred clips, from nothing or from weights.
+OWN = PIPELINES["own"] | dict(
+    epochs=120.0,
+    warmup=0.1,
+    batch_size=8,
+    optimizer="adamw",
+    lr=0.002,  # whatever the batch
+    warmup_lr=0.0,
+    min_lr=0.0,
+    weight_decay=0.05,
+    clip_grad=1.0,
+)
+
+# By the family of the model and the data set. Folders and lists have `own`; what else is not here
+# has the recipe of k400.
 RECIPES = {
     # Video-FocalNets: the released configs differ in the model and in flips only.
     "focal": {
         "toy": TOY,
+        "own": OWN,
         "k400": FOCAL,
         "k600": FOCAL,
         "diving48": FOCAL,
@@ -157,6 +172,7 @@ RECIPES = {
     # From a fresh start the transformer does not learn with sgd; the papers start from images.
     "lvt": {
         "toy": TOY | dict(optimizer="adamw", base_lr=0.003, betas=(0.9, 0.98), weight_decay=0.05),
+        "own": OWN,
         "k400": LVT_KINETICS,
         "k600": LVT_KINETICS,
         "ssv2": LVT,
@@ -164,6 +180,7 @@ RECIPES = {
     # Ours: plain ViTs are trained as the transformer is.
     "vit": {
         "toy": TOY | dict(optimizer="adamw", base_lr=0.003, betas=(0.9, 0.98), weight_decay=0.05),
+        "own": OWN,
         "k400": LVT_KINETICS,
         "ssv2": LVT,
     },
@@ -861,7 +878,7 @@ def base_settings(model, data):
 
     # The recipe may change any default, of training, of clips, of the model.
     family = model.split("_")[0]
-    recipe = data if data in RECIPES[family] else "k400"
+    recipe = data if data in RECIPES[family] else "k400" if data in NAMED else "own"
     base = {name: default for name, (default, _, _) in (RUN | LEARNING | CLIPS).items()}
     return family, recipe, base | own | RECIPES[family][recipe] | dict(model=model, data=data)
 
@@ -882,7 +899,7 @@ def resolve(flags, saved=None):
     given = {name: value_of(name, texts, *common[name][:2])
              for name, texts in flags.items() if name in common}
     data = given.get("data") or (saved or {}).get("data") or "toy"
-    usual = "focal_toy" if data == "toy" else "focal_t"
+    usual = "focal_t" if data in NAMED else "focal_toy"
     model = given.get("model") or (saved or {}).get("model") or usual
     if saved and model != saved.get("model", model):
         raise ValueError(f"--model {model}: the checkpoint is of {saved['model']}; leave it out")
@@ -987,7 +1004,7 @@ def show_help(flags):
     chosen = {name: value_of(name, flags[name], *LEARNING[name][:2])
               for name in ("model", "data") if name in flags}
     data = chosen.get("data", "toy")
-    model = chosen.get("model", "focal_toy" if data == "toy" else "focal_t")
+    model = chosen.get("model", "focal_t" if data in NAMED else "focal_toy")
     family, recipe, base = base_settings(model, data)
     print(f"{__doc__}\nDefaults are those of --model {model} --data {data}, with the recipe "
           f"{family} on {recipe}.")
