@@ -25,14 +25,17 @@ Try it: python data.py --show sheet.png                         what the network
 import argparse
 import collections
 import csv
+import fractions
 import functools
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import re
 import signal
 import sys
+import time
 import warnings
 
 import av
@@ -40,6 +43,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from av.video.reformatter import VideoReformatter
+from tqdm import tqdm
 
 NAMED = ("k400", "k600", "ssv2", "diving48", "activitynet")  # class names in assets/classes/
 
@@ -745,6 +749,19 @@ def chosen_frames(clip, choose):
     wanted = set(order)
     kept = {k: frame for k, frame in enumerate(every_frame(clip)) if k in wanted}
     return [kept[k] for k in order]
+
+
+def length_in_seconds(path):
+    """
+    How long a video is, by its packets: headers lie. Without decoding, and without keeping them.
+    """
+    try:
+        with av.open(path) as container:
+            stream = open_stream(container, path)
+            ends = (p.pts + (p.duration or 0) for p in container.demux(stream) if p.pts is not None)
+            return float((max(ends, default=0) - (stream.start_time or 0)) * stream.time_base)
+    except (av.error.FFmpegError, OSError) as error:
+        raise BadVideo(f"{path}: {error.strerror or error}") from error
 
 
 def nearest_good(clip, times, good):
@@ -1506,6 +1523,152 @@ def make_toy(folder, seed=0):
         print(f"{folder}/{split}: {len(clips)} videos in {len(TOY_CLASSES)} class folders")
 
 
+# --------------------------------------------------- a smaller copy of a data set
+
+def copy_smaller(source, target, side):
+    """
+    Writes a video or an image again with its short side at `side` pixels (never enlarged): H.264
+    with a key frame every 12 frames, so that any frame is near one. -> '' or what is wrong with it.
+    """
+    # Written beside and renamed: what is there is whole, and a run that was stopped goes on.
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    name, kind = os.path.splitext(target)
+    unfinished = f"{name}.unfinished{kind}"
+    try:
+        if source.lower().endswith(IMAGE_FILES):
+            copy_image(source, unfinished, side)
+            lost = 0
+        else:
+            lost = copy_video(source, unfinished, side)
+        os.replace(unfinished, target)
+    except (BadVideo, av.error.FFmpegError, OSError) as error:
+        if os.path.exists(unfinished):
+            os.remove(unfinished)
+        return str(error) if isinstance(error, BadVideo) else f"{source}: {error.strerror}"
+    return f"{source}: {lost} frames do not decode, the others were copied" if lost > 0 else ""
+
+
+def copy_image(source, target, side):
+    """A picture, upright, with its short side at `side` pixels or less."""
+    from PIL import Image
+    image = read_image(source)[0]
+    height, width = resized_to(*image.shape[:2], min(side, *image.shape[:2]))
+    image = Image.fromarray(image.numpy()).resize((width, height), Image.Resampling.BILINEAR)
+    image.save(target, quality=95)
+
+
+def copy_video(source, target, side):
+    """A video, frame by frame, each at its time -> how many frames do not decode."""
+    # Times are kept where they can be trusted; elsewhere (avi) frames are counted.
+    with av.open(source) as container:
+        stream = open_stream(container, source)
+        timed = any(name in container.format.name for name in ("mp4", "matroska"))
+        rate = stream.average_rate or 30
+        unit = stream.time_base if timed else 1 / fractions.Fraction(rate)
+        listed = sum(p.size > 0 and not p.is_discard for p in container.demux(stream))
+
+    # The first frame tells the size; 4:2:0 colours need even sides.
+    frames = every_frame(source)
+    first = next(frames, None)
+    if first is None:
+        raise BadVideo(f"{source}: no frames in it")
+    size = resized_to(first.height, first.width, min(side, first.height, first.width))
+    height, width = (max(2, length // 2 * 2) for length in size)
+
+    # Frame after frame. The note about the turn goes along.
+    reformatter = VideoReformatter()
+    written = 0
+    with av.open(target, "w") as container:
+        video = container.add_stream("libx264", rate=rate, width=width, height=height,
+                                     pix_fmt="yuv420p", time_base=unit,
+                                     options={"crf": "18", "g": "12", "preset": "fast",
+                                              "tune": "fastdecode"})
+        video.codec_context.thread_count = 1  # files are the parallelism
+        if first.rotation:
+            video.set_display_rotation(first.rotation)
+        for frame in itertools.chain([first], frames):
+            small = reformatter.reformat(frame, width, height, "yuv420p", interpolation="BILINEAR")
+            small.pts = frame.pts if timed else written
+            small.time_base = unit
+            container.mux(video.encode(small))
+            written += 1
+        container.mux(video.encode())
+    return listed - written if timed else 0
+
+
+def smaller_name(path):
+    """'a.avi' -> 'a.mp4', what a copy is called; images keep their name."""
+    stem, kind = os.path.splitext(path)
+    return path if kind.lower() in IMAGE_FILES else stem + ".mp4"
+
+
+def copy_all(data, root, side, out):
+    """
+    A data set again, smaller, in the same layout: python data.py --data X --root R --resize 128 OUT.
+    Lists are copied, and name the new files. What is there already is not made again.
+    """
+    # What there is, and what it will be called.
+    root = root_of(data, root)
+    inside = os.path.abspath(out) + os.sep
+    sources = [path for path in videos_below(root)
+               if not os.path.abspath(path).startswith(inside)]
+    targets = [os.path.join(out, smaller_name(os.path.relpath(path, root))) for path in sources]
+    twice = [name for name, n in collections.Counter(targets).items() if n > 1]
+    if twice:
+        raise ValueError(f"{len(twice)} copies would have the name of another, {twice[0]} for one: "
+                         "rename or remove one of the two videos")
+    if not sources:
+        raise FileNotFoundError(NO_DATA.format(data=data, root=root, **other_names("train")))
+
+    # Lists, tables, class names: with the new endings of the files in them.
+    lists = [os.path.join(where, name) for where, _, names in os.walk(root) for name in names
+             if name.endswith((".txt", ".csv", ".json"))]
+    if os.path.isfile(data):
+        lists += [os.path.join(os.path.dirname(data), name)
+                  for name in os.listdir(os.path.dirname(data) or ".") if name.endswith(".txt")]
+    for path in lists:
+        if os.path.abspath(path).startswith(inside):
+            continue
+        name = os.path.relpath(path, root)
+        target = os.path.join(out, os.path.basename(path) if name.startswith("..") else name)
+        os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
+        with open(path, encoding="utf-8", newline="") as file:
+            text = file.read()
+        with open(target, "w", encoding="utf-8", newline="") as file:
+            file.write(re.sub(r"(?i)\.(webm|avi|mkv|mov)\b", ".mp4", text))
+
+    # The videos, in as many processes as there are cores. Ctrl-C ends them with this one.
+    todo = [(source, target, side) for source, target in zip(sources, targets)
+            if not os.path.exists(target)]
+    print(f"{root}: {len(sources)} videos, {len(sources) - len(todo)} are in {out} already")
+    broken = []
+    with multiprocessing.Pool(os.cpu_count(), start_worker, (0,)) as pool:
+        for problem in tqdm(pool.imap_unordered(copy_one, todo), total=len(todo), unit="video",
+                            disable=None):
+            if problem:
+                broken.append(problem)
+    for problem in sorted(broken):
+        print(problem)
+    print(f"{out}: {len(sources) - len(broken)} videos, {len(broken)} with problems")
+
+
+def copy_one(job):
+    """copy_smaller for a pool of processes, which hand over one argument."""
+    return copy_smaller(*job)
+
+
+def clips_per_second(dataset, seconds=5):
+    """How many training clips one process reads a second."""
+    # Other clips at every measurement would be another number: in the order of epoch 0.
+    order = generator(ORDER, 0, 0).permutation(len(dataset))
+    start = time.perf_counter()
+    read = 0
+    while time.perf_counter() - start < seconds:
+        dataset[0, int(order[read % len(order)])]
+        read += 1
+    return read / (time.perf_counter() - start)
+
+
 # --------------------------------------------------- looking at it
 
 def contact_sheet(dataset, path, rows=8):
@@ -1552,20 +1715,30 @@ if __name__ == "__main__":
     parser.add_argument("--root", default="", help="where the videos are (default data/NAME)")
     parser.add_argument("--split", default="ready", choices=SETTINGS["split"][1],
                         help="as they are, or made here, by the name before the last _, or by file")
+    parser.add_argument("--image_size", type=int, default=64, help="of --show and --speed")
     parser.add_argument("--show", metavar="PNG",
                         help="draw training clips as the network gets them")
+    parser.add_argument("--speed", action="store_true", help="read training clips for 5 s, count")
+    parser.add_argument("--resize", nargs=2, metavar=("PIXELS", "OUT"),
+                        help="write the data set again, its short side at so many pixels, to OUT")
     parser.add_argument("--make_toy", metavar="DIR",
                         help="write the toy data as mp4 files in class folders, then stop")
     args = parser.parse_args()
     if args.make_toy:
         sys.exit(make_toy(args.make_toy))
 
-    # The settings of a Video-FocalNet, without what train.py's recipe changes for a data set.
+    if args.resize:
+        try:
+            sys.exit(copy_all(args.data, args.root, int(args.resize[0]), args.resize[1]))
+        except (OSError, ValueError) as error:
+            sys.exit(f"error: {error}")
+
+    # The settings of a recipe's clips, without what train.py's changes for a data set.
     toy = args.data == "toy"
     cfg = {name: default for name, (default, _, _) in SETTINGS.items()}
     cfg |= PIPELINES["toy" if toy else "focal" if args.data in NAMED else "own"]
     cfg |= dict(data=args.data, root=args.root, split=args.split, seed=0, num_frames=8,
-                image_size=64 if toy else 224, device="cpu", rank=0, eval=False, out="")
+                image_size=args.image_size, device="cpu", rank=0, eval=False, out="")
 
     # What is there, in numbers, and in a picture.
     try:
@@ -1575,6 +1748,9 @@ if __name__ == "__main__":
     for split, dataset in sets.items():
         print(f"{split}: {len(dataset)} clips of {len(set(dataset.labels))} "
               f"of {len(dataset.classes)} classes")
+    if args.speed:
+        print(f"{clips_per_second(sets['train']):.1f} training clips a second, one process, "
+              f"{cfg['num_frames']} frames of {cfg['image_size']} x {cfg['image_size']}")
     if args.show:
         try:
             contact_sheet(sets["train"], args.show)

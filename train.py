@@ -7,6 +7,7 @@ Train, evaluate, predict: one straight loop, and the command line around it.
     python train.py --resume                               go on with out/last.pt, exactly
     python train.py --eval --data k400 --root DIR --model focal_t --init ckpt.pth --views 4x3
     python train.py --predict clip.mp4 --init out/best.pt  the five most probable classes
+    python train.py --data my_videos --input diff          your own classes, a folder for each
     python train.py --sweep "fusion=add" "levels=1"        a table: a row for each change, 3 seeds
     python train.py --help --model focal_t                 every setting, with its default
 
@@ -19,13 +20,16 @@ same bits as one that was not (on the same machine, with the same split into bat
 Source of the recipes: configs and code released with arXiv:2307.06947 (Video-FocalNets) and
 arXiv:2210.08164 (the transformer). Where the text says something else, or we do, the line says so.
 """
+import collections
 import contextlib
+import csv
 import difflib
 import inspect
 import io
 import json
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -39,14 +43,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from backbone import (MODELS, arguments, count_macs, create_model, load_weights, read_checkpoint,
                       weights_of)
-from data import (NAMED, PIPELINES, STEP, WEIGHTS, BadVideo, VideoSet, class_names, generator,
-                  loader, mix, open_data, parse_views, prepare, steps_in_epoch, stream, torch_seed)
+from data import (NAMED, PIPELINES, STEP, TOY_CLASSES, WEIGHTS, BadVideo, VideoSet, class_names,
+                  generator, length_in_seconds, loader, mix, open_data, parse_views, prepare,
+                  segment_of, steps_in_epoch, stream, torch_seed, videos_below)
 from data import SETTINGS as CLIPS
 
 
@@ -68,8 +74,9 @@ RUN = {
     "device": ("auto", None, "cpu, cuda, cuda:1, ..; auto: cuda if there is one"),
     "compile": (False, None, "torch.compile the network (for GPUs)"),
     # what to do instead of training
-    "eval": (False, None, "evaluate --init on the validation videos"),
-    "predict": ((), None, "print the most probable classes of these videos"),
+    "eval": (False, None, "evaluate --init on the validation videos; writes OUT/predictions.csv"),
+    "predict": ((), None, "print the most probable classes of these videos, or folders of them"),
+    "every": (0.0, (0, 1e6), "predict: a line for each so many seconds of a video; 0: one for all"),
     "sweep": ((), None, "a table, one row for each 'name=value name=value'; '' changes nothing"),
     "seeds": (3, (1, 100), "of each row of --sweep: seed, seed + 1, .."),
 }
@@ -80,6 +87,8 @@ LEARNING = {
     "data": ("toy", None, f"toy, {', '.join(NAMED)}, a folder of class folders, or a list file"),
     "model": ("focal_toy", tuple(MODELS), "see backbone.py"),
     "seed": (0, (0, 2**31), "of weights, order, augmentation and toy data"),
+    "freeze": (False, None, "train the head only, on features computed once for each clip: these "
+               "settings of length and speed then mean nothing"),
     # training length and batch size
     "epochs": (120.0, (0.001, 1e6), "passes over the training data"),
     "steps": (0, (0, 1e9), "optimizer steps; 0: as many as epochs says"),
@@ -155,6 +164,9 @@ OWN = PIPELINES["own"] | dict(
     weight_decay=0.05,
     clip_grad=1.0,
 )
+
+# Of a linear probe, --freeze: weight decay of the head.
+PROBE_DECAY = 0.01
 
 # By the family of the model and the data set. Folders and lists have `own`; what else is not here
 # has the recipe of k400.
@@ -255,13 +267,19 @@ def autocast(cfg):
 
 # --------------------------------------------------- evaluate, predict
 
-@torch.no_grad()
 def evaluate(model, dataset, cfg):
+    """-> {top1, top5, mean_class} in percent, {videos, bad}; see `score`."""
+    scores, bad = score(model, dataset, cfg)
+    return accuracies(scores, torch.tensor(dataset.labels), bad)
+
+
+@torch.no_grad()
+def score(model, dataset, cfg):
     """
     Mean of softmax over the views of each video, each video once, whatever the batch and the
-    processes -> {top1, top5, mean_class} in percent, {videos, bad}. An unreadable video counts as
-    wrong: to drop it would flatter. (Released: Video-FocalNet drops the odd video of a process; the
-    transformer sums logits, where one view that is very sure outvotes the others.)
+    processes -> scores (videos, classes), bad (videos,) bool: not readable. An unreadable video
+    counts as wrong: to drop it would flatter. (Released: Video-FocalNet drops the odd video of a
+    process; the transformer sums logits, where one view that is very sure outvotes the others.)
     """
     # A row of scores for each video.
     model.eval()
@@ -293,7 +311,7 @@ def evaluate(model, dataset, cfg):
         dist.all_reduce(scores)
         dist.all_reduce(bad)
     model.train()
-    return accuracies(scores.cpu(), torch.tensor(dataset.labels), bad.cpu() > 0)
+    return scores.cpu(), bad.cpu() > 0
 
 
 def accuracies(scores, labels, bad):
@@ -338,31 +356,173 @@ def mean_gates(model, dataset, cfg):
     return means
 
 
+def clip_name(dataset, i):
+    """The path of clip i, or its number in a data set that is in memory."""
+    return f"clip {i}" if torch.is_tensor(dataset.clips) else str(dataset.clips[i])
+
+
+def write_predictions(path, dataset, scores, bad):
+    """A csv with a row for each video: path, label, prediction, probability of the prediction."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(("path", "label", "prediction", "probability"))
+        for i, label in enumerate(dataset.labels):
+            # Of a video that could not be read nothing is known.
+            value, c = scores[i].max(0)
+            answer = ("", "") if bad[i] else (dataset.classes[c], f"{value:.6f}")
+            table.writerow((clip_name(dataset, i), dataset.classes[label], *answer))
+    print(f"{path}: a row for each video")
+
+
+def print_mistakes(dataset, scores, bad):
+    """Prints the worst five classes, and the three pairs that are confused most often."""
+    answers = scores.argmax(1).tolist()
+    right = collections.Counter()
+    confused = collections.Counter()
+    total = collections.Counter(dataset.labels)
+    for label, answer, broken in zip(dataset.labels, answers, bad):
+        if not broken:
+            right[label] += answer == label
+            confused[label, answer] += answer != label
+
+    # Worst first; of equally bad ones the larger class.
+    worst = sorted(total, key=lambda c: (right[c] / total[c], -total[c]))[:5]
+    print("worst classes: " + ", ".join(
+        f"{dataset.classes[c]} {100 * right[c] / total[c]:.1f} % of {total[c]}" for c in worst))
+    common = [(pair, n) for pair, n in confused.most_common(3) if n]
+    print("most frequent confusions: " + (", ".join(
+        f"{dataset.classes[label]} taken for {dataset.classes[answer]} {n} times"
+        for (label, answer), n in common) or "none"))
+
+
+def files_to_predict(cfg):
+    """The files of --predict; a folder stands for all videos below it."""
+    files = []
+    for path in cfg["predict"]:
+        found = videos_below(path) if os.path.isdir(path) else [path]
+        if not found:
+            raise ValueError(f"--predict {path}: no video in this folder")
+        files += found
+    return files
+
+
+def windows(path, seconds):
+    """The parts of a video, each so many seconds long: ['a.mp4#t=0.000,2.000', 'a.mp4#t=2..', ..]"""
+    # The last one has what is left; less than a tenth of a window is joined to the one before.
+    length = length_in_seconds(path)
+    edges = [k * seconds for k in range(max(1, math.ceil(length / seconds - 0.1)))] + [length + 1]
+    return [f"{path}#t={start:.3f},{end:.3f}" for start, end in zip(edges, edges[1:])]
+
+
 @torch.no_grad()
 def predict(model, classes, cfg):
     """
-    Prints the most probable classes of each file, preprocessed as in evaluation -> exit status.
+    Prints the most probable classes of each file, preprocessed as in evaluation; with --every a
+    line for each window of it, one after the other, so that a long video needs no more memory than
+    a short one. What cannot be read is named, and the rest goes on -> exit status.
     """
-    # The files are a data set without labels.
-    files = cfg["predict"]
-    dataset = VideoSet(files, [0] * len(files), classes, cfg, views=cfg["views"])
     model.eval()
     status = 0
-    for i, path in enumerate(files):
-        batch = torch.utils.data.default_collate([dataset[0, i]])
-        # A file that cannot be read is named, and the others go on.
-        if batch["bad"][0]:
-            print(f"error: {batch['bad'][0]}", file=sys.stderr)
-            status = 1
-            continue
-        with autocast(cfg):
-            scores = model(prepare(batch, cfg)).float().softmax(-1).mean(0)
-
-        # The five best, the most probable first, or all if there are fewer.
-        print(path)
-        for value, c in zip(*scores.topk(min(5, len(classes)))):
-            print(f"  {100 * value:5.1f} %  {classes[c]}")
+    for path in files_to_predict(cfg):
+        # A file that has no length cannot be read either: that is found below.
+        clips = [path]
+        if cfg["every"]:
+            print(path)
+            with contextlib.suppress(BadVideo):
+                clips = windows(path, cfg["every"])
+        for clip in clips:
+            try:
+                scores = scores_of(model, clip, classes, cfg)
+                print_scores(clip, scores, classes, cfg)
+            except BadVideo as error:
+                print(f"error: {error}", file=sys.stderr)
+                status = 1
     return status
+
+
+def scores_of(model, clip, classes, cfg):
+    """The mean of softmax over the views of one clip -> (classes,); BadVideo if there is none."""
+    # A data set of one.
+    dataset = VideoSet([clip], [0], classes, cfg, views=cfg["views"])
+    batch = torch.utils.data.default_collate([dataset[0, 0]])
+    if batch["bad"][0]:
+        raise BadVideo(batch["bad"][0])
+    with autocast(cfg):
+        return model(prepare(batch, cfg)).float().softmax(-1).mean(0)
+
+
+def print_scores(clip, scores, classes, cfg):
+    """The five best, the most probable first, or all if there are fewer; of a window the best."""
+    values, best = scores.topk(min(5, len(classes)))
+    if cfg["every"]:
+        _, start, end = segment_of(clip)
+        print(f"  {start:8.1f} s  {100 * values[0]:7.3f} %  {classes[best[0]]}", flush=True)
+        return
+    print(clip)
+    for value, c in zip(values, best):
+        print(f"  {100 * value:7.3f} %  {classes[c]}")
+
+
+# --------------------------------------------------- a linear probe
+
+@torch.no_grad()
+def features_of(model, dataset, cfg):
+    """What the head sees of each clip of a data set, in the middle view -> (clips, C), labels."""
+    # The network without its head; evaluation's view of every clip, once.
+    views = VideoSet(dataset.clips, dataset.labels, dataset.classes, cfg, views="1x1")
+    batches = [[(0, i) for i in range(k, min(k + cfg["batch_size"], len(views)))]
+               for k in range(0, len(views), cfg["batch_size"])]
+    head = model.head
+    model.head = nn.Identity()
+    model.eval()
+    features = []
+    labels = []
+    for batch in tqdm(loader(views, batches, cfg), unit="batch", disable=None):
+        good = torch.tensor([reason == "" for reason in batch["bad"]])
+        with autocast(cfg):
+            features.append(model(prepare(batch, cfg)).float()[good.to(cfg["device"])])
+        labels.append(batch["label"][good].to(cfg["device"]))
+        name_bad(batch, set(), tqdm)
+    model.head = head
+    model.train()
+    return torch.cat(features), torch.cat(labels)
+
+
+def fit_head(head, features, labels):
+    """Multinomial logistic regression by L-BFGS on features (n, C), with a little weight decay."""
+    # The features are frozen, so all of them are one batch, and the problem is convex (of a head
+    # that is one Linear): no rate, no schedule.
+    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=300, line_search_fn="strong_wolfe")
+    head.eval()
+
+    def closure():
+        optimizer.zero_grad()
+        size = sum(p.square().sum() for p in head.parameters() if p.ndim > 1)
+        loss = F.cross_entropy(head(features), labels) + PROBE_DECAY / 2 * size
+        loss.backward()
+        return loss
+    optimizer.step(closure)
+
+
+def probe(model, sets, cfg):
+    """Trains the head alone, and saves the network as training does -> the metrics."""
+    # What comes out can be evaluated and predicted with, not gone on with: it has no optimizer.
+    started = time.perf_counter()
+    state = dict(step=0, epoch=0.0, best=-1.0, metrics={}, classes=sets["train"].classes, sizes={})
+    if cfg["rank"] == 0:
+        lock = open_folder(cfg, state, None)  # held as long as this variable lives
+    n = sum(p.numel() for p in model.head.parameters())
+    print(f"{cfg['model']}: only the {n:,} parameters of the head are trained, on the features of "
+          f"{len(sets['train'])} clips; {len(sets['val'])} to validate")
+
+    # Features once, a fit, and the usual end.
+    features, labels = features_of(model, sets["train"], cfg)
+    fit_head(model.head, features, labels)
+    seconds = time.perf_counter() - started
+    state["metrics"] = dict(epoch=0.0, step=0, clips_per_s=len(sets["train"]) / seconds)
+    finish_epoch(model, dict(model=model), state, sets["val"], cfg)
+    return state["metrics"]
 
 
 # --------------------------------------------------- saving, and going on
@@ -470,6 +630,10 @@ def first_lines(model, sets, schedule, cfg):
     changed = [f"{key} {shown(cfg[key])} (not {shown(value)})" for key, value in base.items()
                if key in deciding(cfg) and cfg[key] != value and key not in ("data", "dtype")]
 
+    # Our own recipe is shown: no paper has it.
+    if recipe == "own":
+        numbers = RECIPES[family][recipe].items()
+        recipe += " (" + ", ".join(f"{key} {shown(value)}" for key, value in numbers) + ")"
     parameters = sum(p.numel() for p in model.parameters())
     side = cfg["image_size"]
     return (
@@ -621,10 +785,7 @@ def give_up(parts, state, cfg, lr, dataset, batches):
     save("last.pt", parts, state, cfg)
 
     # The clips of this step, by file or by number.
-    clips = []
-    for batch in batches:
-        for i in batch["index"].tolist():
-            clips.append(f"clip {i}" if torch.is_tensor(dataset.clips) else str(dataset.clips[i]))
+    clips = [clip_name(dataset, i) for batch in batches for i in batch["index"].tolist()]
     more = f" and {len(clips) - 4} more" if len(clips) > 4 else ""
     raise Diverged(f"20 infinite gradients in a row, up to step {state['step']} at lr {lr:.1e}, "
                    f"with {', '.join(clips[:4])}{more}: lower --lr, or look at these clips")
@@ -878,9 +1039,22 @@ def base_settings(model, data):
 
     # The recipe may change any default, of training, of clips, of the model.
     family = model.split("_")[0]
-    recipe = data if data in RECIPES[family] else "k400" if data in NAMED else "own"
+    recipe = recipe_of(data, RECIPES[family])
     base = {name: default for name, (default, _, _) in (RUN | LEARNING | CLIPS).items()}
     return family, recipe, base | own | RECIPES[family][recipe] | dict(model=model, data=data)
+
+
+def recipe_of(data, recipes):
+    """Which recipe a data set has."""
+    if data in recipes:
+        return data
+    if data in NAMED:
+        return "k400"
+    # The toy as files, from --make_toy, is the toy.
+    folder = os.path.join(data, "train")
+    if os.path.isdir(folder) and sorted(os.listdir(folder)) == sorted(TOY_CLASSES):
+        return "toy"
+    return "own"
 
 
 def deciding(cfg):
@@ -951,6 +1125,9 @@ def check(cfg):
         raise ValueError(f"--crop_range {low:.4g},{high:.4g}: with --crop area a share of the "
                          "frame, up to 1; with --crop short_side the short side in units of the "
                          "crop, from 1 on")
+
+    if cfg["input"] == "diff" and cfg["num_frames"] == 1:
+        raise ValueError("--input diff: one frame has no difference; use --input rgb")
 
     # On the meta device a network costs nothing, and says what it cannot be, or cannot take.
     side = cfg["image_size"]
@@ -1050,6 +1227,28 @@ def open_sets(cfg, names):
         val.labels = [names.index(val.classes[label]) for label in val.labels]
         val.classes = names
     return sets
+
+
+def settle(cfg, classes, flags, initial):
+    """What depends on the class names and on the weights to start from: decided or said here."""
+    # A flip would make left of right, and turn clockwise round. The data sets have the same dict.
+    _, recipe, _ = base_settings(cfg["model"], cfg["data"])
+    mirrored = {"left", "right", "clockwise", "anticlockwise", "counterclockwise"}
+    if recipe == "own" and cfg["flip"] and "flip" not in flags:
+        for name in classes:
+            words = re.findall("[A-Z]?[a-z]+", name)  # turn_left, TurnLeft
+            if mirrored & {word.lower() for word in words}:
+                cfg["flip"] = 0.0
+                print(f"flip is off: mirrored, {name!r} would be another class (--flip 0.5: on)")
+                break
+
+    # Weights that were trained on colours see differences, or the reverse.
+    seen = initial.get("settings", {}).get("input", "rgb")
+    if initial and seen != cfg["input"]:
+        print(f"warning: {cfg['init']} was trained with --input {seen}, now it is {cfg['input']}")
+    if not initial and recipe == "own" and cfg["input"] == "rgb" and cfg["num_frames"] > 1:
+        print("a small network learns more from few clips with --input diff, or from weights: "
+              "--init")
 
 
 def classes_of(checkpoint, cfg):
@@ -1184,8 +1383,8 @@ def read_start(cfg):
         path = os.path.join(cfg["out"], "last.pt")
     resumed = read_checkpoint(path)
 
-    # The settings come with it; a file of weights alone has none.
-    if "settings" not in resumed:
+    # The settings and the optimizer come with it; a file of weights alone, or a probe's, has none.
+    if "settings" not in resumed or "optimizer" not in resumed:
         raise ValueError(f"--resume {path}: holds weights only, nothing to go on with; start from "
                          f"it: --init {path}")
     return resumed, {}
@@ -1236,11 +1435,19 @@ def run(words):
 
     # Data, model, processes. The data comes first: it knows the classes.
     sets = open_sets(cfg, initial.get("classes"))
+    if not resumed and not cfg["eval"]:
+        settle(cfg, sets["val"].classes, flags, initial)
     model = build_model(cfg, sets["val"].classes, resumed, initial)
     if cfg["world"] > 1:
         dist.init_process_group("nccl" if cfg["device"].startswith("cuda") else "gloo")
     if cfg["eval"]:
-        metrics = evaluate(model, sets["val"], cfg)
+        scores, bad = score(model, sets["val"], cfg)
+        metrics = accuracies(scores, torch.tensor(sets["val"].labels), bad)
+        if cfg["rank"] == 0:
+            print_mistakes(sets["val"], scores, bad)
+            write_predictions(os.path.join(cfg["out"], "predictions.csv"), sets["val"], scores, bad)
+    elif cfg["freeze"]:
+        metrics = probe(model, sets, cfg)
     else:
         stopped, metrics = train(model, sets, cfg, resumed)
         if stopped:
