@@ -264,6 +264,7 @@ def list_rows(listing, root, split):
 
 def ssv2_rows(listing, root, split):
     """Something-Something V2: the label is the template without its brackets; ID.webm."""
+    # Ids are text in the file, and names of files on the disk.
     on_disk = by_stem(root)
     with open(listing, encoding="utf-8") as file:
         table = json.load(file)
@@ -275,6 +276,7 @@ def diving48_rows(listing, root, split):
     on_disk = by_stem(root)
     with open(listing, encoding="utf-8") as file:
         table = json.load(file)
+
     # V1 has the same keys and other labels: only the length tells.
     official = {"train": 15027, "val": 1970}[split]
     if len(table) != official:
@@ -288,6 +290,8 @@ def activitynet_rows(listing, root, split):
     subset = {"train": "training", "val": "validation"}[split]
     with open(listing, encoding="utf-8") as file:
         videos = json.load(file)["database"]
+
+    # Videos without a label have no annotations.
     rows = []
     for key, video in videos.items():
         if video["subset"] == subset:
@@ -347,7 +351,7 @@ def find_split(data, root, split):
                 return listing, list_rows(listing, root, split)
         return None, []
 
-    # A list in the root, with the videos beside it.
+    # A list in the root, with the videos below it.
     for name, rows_of in LISTS:
         listing = os.path.join(root, name.format(**other_names(split)))
         if os.path.isfile(listing):
@@ -392,6 +396,8 @@ def split_rows(rows, seed, by):
         if short and all(held[label] + here[label] <= total[label] / 2 for label in here):
             held += here
             val += groups[names[k]]
+
+    # A class that is one recording has no second one to validate with.
     for label in total:
         if not held[label]:
             raise ValueError(
@@ -416,13 +422,14 @@ def saved_split(path, root, rows, cfg):
         for clip, label in rows:
             if os.path.relpath(clip, root) in noted:
                 splits[noted[os.path.relpath(clip, root)]].append((clip, label))
+
+        # A note that knows none of them is of another data set.
         known = len(splits["train"]) + len(splits["val"])
         if known:
-            print(f"split: as noted in {path}"
-                  + (f"; {len(rows) - known} videos are not in it: left out" * (known < len(rows))))
+            print(f"split: as noted in {path}; {len(rows) - known} videos are not in it: left out")
             return splits
 
-    # A new one.
+    # A new one, noted with paths from the root on, so that the data set may move.
     splits = split_rows(rows, cfg["seed"], cfg["split"])
     if path and cfg["rank"] == 0:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
@@ -443,10 +450,12 @@ def warn_of_shared_groups(found):
         # A name without _ says nothing of recordings.
         stems = [stem_of(clip) for clip, _ in rows if clip]
         names[split] = {stem.rpartition("_")[0] for stem in stems} - {""}
+
+    # One warning, with a number and an example.
     shared = sorted(names["train"] & names["val"])
     if shared:
         print(f"warning: {len(shared)} of {len(names['val'])} recordings in val are in train too, "
-              f"{shared[0]} for one (the name before the last _): val may be easier than new videos")
+              f"{shared[0]} for one (the name before the last _): val may be easier than new ones")
 
 
 # --------------------------------------------------- classes: their names and numbers
@@ -497,9 +506,11 @@ def class_index(labels, data, root, names):
     if all(label.isdigit() or label in number_of for label in labels):
         numbers = {label: int(number_of.get(label, label)) for label in labels}
         highest = max(numbers.values(), default=-1)
+
+        # Do they start at 1? A part of the official ones may lack 0 and start there.
         first = starts_at(numbers.values())
         if classes is not None and highest < len(classes):
-            first = 0  # a part of the official ones
+            first = 0
         if first:
             print(f"labels start at 1 in {root}: 1 is taken for the first class, {highest} for the "
                   "last")
@@ -530,8 +541,8 @@ def starts_at(numbers):
 # --------------------------------------------------- open a data set
 
 def root_of(data, root):
-    """The folder that the videos of --data are in; ValueError, FileNotFoundError if there is none."""
-    # A folder is its own root; that of a list is the list's folder, unless --root says another one.
+    """The folder that the videos of --data are in; ValueError or FileNotFoundError for none."""
+    # A folder is its own root.
     if data not in NAMED and os.path.isdir(data):
         return data
     if data not in NAMED and not os.path.isfile(data):
@@ -539,6 +550,8 @@ def root_of(data, root):
                          f"nor one of toy, {', '.join(NAMED)}")
     if root and not os.path.isdir(root):
         raise FileNotFoundError(f"--root {root}: no such folder")
+
+    # That of a list is the list's folder, unless --root says another one.
     if data in NAMED:
         return root or os.path.join("data", data)
     return root or os.path.dirname(data) or "."
@@ -563,6 +576,8 @@ def check_classes(sets, data):
     if len(train.classes) == 1:
         raise ValueError(f"--data {data}: one class only, {train.classes[0]!r}: nothing to tell "
                          "apart; a folder, or a number in a list, for each class is needed")
+
+    # Classes that only val has.
     unseen = sorted(set(sets["val"].labels) - set(train.labels)) if "val" in sets else []
     if unseen:
         print(f"warning: {len(unseen)} classes have videos in val only, "
@@ -598,7 +613,7 @@ def open_data(cfg, splits, views="1x1"):
     elif data not in NAMED:
         warn_of_shared_groups(found)
 
-    # Their labels, as numbers.
+    # Their labels, as numbers. Where a list has numbers, something else may say their names.
     labelled = [row for _, rows in found.values() for row in rows if row[1] is not None]
     labels = {label for _, label in labelled}
     names = {}
@@ -613,6 +628,8 @@ def open_data(cfg, splits, views="1x1"):
         where, rows = found[split]
         listed = [row for row in rows if row[1] is not None]
         there = [row for row in listed if row[0] is not None]
+
+        # Missing videos are no mistake, most copies of Kinetics lack some; none at all is one.
         if where:
             said = (f"{split}: {where} lists {len(listed)} videos, {len(there)} are there, "
                     f"{len(listed) - len(there)} missing")
@@ -1458,6 +1475,7 @@ def toy_clips(n, seed, num_frames=8, size=64):
     clips = torch.empty(n, num_frames, size, size, 3, dtype=torch.uint8)
     masks = torch.empty(n, num_frames, size, size, dtype=torch.bool)
     for i in range(0, n, 32):
+        # The L over the ground, and noise over both.
         part = slice(i, i + 32)
         alpha = draw_l(x[part], y[part], angle[part], radius[part], size)
         low = ground[part, None, None, None]
@@ -1525,15 +1543,21 @@ def make_toy(folder, seed=0):
 
 # --------------------------------------------------- a smaller copy of a data set
 
-def copy_smaller(source, target, side):
+def copy_smaller(job):
     """
     Writes a video or an image again with its short side at `side` pixels (never enlarged): H.264
     with a key frame every 12 frames, so that any frame is near one. -> '' or what is wrong with it.
+    job: (source, target, side), one argument, as pools of processes want it.
     """
-    # Written beside and renamed: what is there is whole, and a run that was stopped goes on.
-    os.makedirs(os.path.dirname(target), exist_ok=True)
-    name, kind = os.path.splitext(target)
-    unfinished = f"{name}.unfinished{kind}"
+    source, target, side = job
+
+    # Written beside and renamed: what is there is whole, and a run that was stopped goes on. Names
+    # with ._ in front are never taken for videos.
+    folder, name = os.path.split(target)
+    unfinished = os.path.join(folder, "._" + name)
+    os.makedirs(folder, exist_ok=True)
+
+    # A file that cannot be read does not end the others.
     try:
         if source.lower().endswith(IMAGE_FILES):
             copy_image(source, unfinished, side)
@@ -1550,6 +1574,7 @@ def copy_smaller(source, target, side):
 
 def copy_image(source, target, side):
     """A picture, upright, with its short side at `side` pixels or less."""
+    # Never larger than it was.
     from PIL import Image
     image = read_image(source)[0]
     height, width = resized_to(*image.shape[:2], min(side, *image.shape[:2]))
@@ -1567,7 +1592,7 @@ def copy_video(source, target, side):
         unit = stream.time_base if timed else 1 / fractions.Fraction(rate)
         listed = sum(p.size > 0 and not p.is_discard for p in container.demux(stream))
 
-    # The first frame tells the size; 4:2:0 colours need even sides.
+    # The first frame tells the size. The colours of 4:2:0 have half of it: sides are even.
     frames = every_frame(source)
     first = next(frames, None)
     if first is None:
@@ -1586,6 +1611,7 @@ def copy_video(source, target, side):
         video.codec_context.thread_count = 1  # files are the parallelism
         if first.rotation:
             video.set_display_rotation(first.rotation)
+        # Scaled, with its time, encoded; a packet comes out some frames later.
         for frame in itertools.chain([first], frames):
             small = reformatter.reformat(frame, width, height, "yuv420p", interpolation="BILINEAR")
             small.pts = frame.pts if timed else written
@@ -1604,14 +1630,12 @@ def smaller_name(path):
 
 def copy_all(data, root, side, out):
     """
-    A data set again, smaller, in the same layout: python data.py --data X --root R --resize 128 OUT.
-    Lists are copied, and name the new files. What is there already is not made again.
+    A data set again, smaller, in the same layout: data.py --data X --root R --resize 128 OUT. What
+    is there already is not made again.
     """
     # What there is, and what it will be called.
     root = root_of(data, root)
-    inside = os.path.abspath(out) + os.sep
-    sources = [path for path in videos_below(root)
-               if not os.path.abspath(path).startswith(inside)]
+    sources = [path for path in videos_below(root) if not is_inside(path, out)]
     targets = [os.path.join(out, smaller_name(os.path.relpath(path, root))) for path in sources]
     twice = [name for name, n in collections.Counter(targets).items() if n > 1]
     if twice:
@@ -1619,42 +1643,48 @@ def copy_all(data, root, side, out):
                          "rename or remove one of the two videos")
     if not sources:
         raise FileNotFoundError(NO_DATA.format(data=data, root=root, **other_names("train")))
+    copy_lists(data, root, out)
 
-    # Lists, tables, class names: with the new endings of the files in them.
-    lists = [os.path.join(where, name) for where, _, names in os.walk(root) for name in names
-             if name.endswith((".txt", ".csv", ".json"))]
-    if os.path.isfile(data):
-        lists += [os.path.join(os.path.dirname(data), name)
-                  for name in os.listdir(os.path.dirname(data) or ".") if name.endswith(".txt")]
-    for path in lists:
-        if os.path.abspath(path).startswith(inside):
-            continue
-        name = os.path.relpath(path, root)
-        target = os.path.join(out, os.path.basename(path) if name.startswith("..") else name)
-        os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
-        with open(path, encoding="utf-8", newline="") as file:
-            text = file.read()
-        with open(target, "w", encoding="utf-8", newline="") as file:
-            file.write(re.sub(r"(?i)\.(webm|avi|mkv|mov)\b", ".mp4", text))
-
-    # The videos, in as many processes as there are cores. Ctrl-C ends them with this one.
+    # In as many processes as there are cores. Ctrl-C ends them with this one; what they have
+    # finished stays.
     todo = [(source, target, side) for source, target in zip(sources, targets)
             if not os.path.exists(target)]
     print(f"{root}: {len(sources)} videos, {len(sources) - len(todo)} are in {out} already")
-    broken = []
     with multiprocessing.Pool(os.cpu_count(), start_worker, (0,)) as pool:
-        for problem in tqdm(pool.imap_unordered(copy_one, todo), total=len(todo), unit="video",
-                            disable=None):
-            if problem:
-                broken.append(problem)
-    for problem in sorted(broken):
+        done = pool.imap_unordered(copy_smaller, todo)
+        problems = list(tqdm(done, total=len(todo), unit="video", disable=None))
+
+    # What is wrong comes last, where it is seen.
+    problems = sorted(problem for problem in problems if problem)
+    for problem in problems:
         print(problem)
-    print(f"{out}: {len(sources) - len(broken)} videos, {len(broken)} with problems")
+    print(f"{out}: {len(sources)} videos, {len(problems)} with problems")
 
 
-def copy_one(job):
-    """copy_smaller for a pool of processes, which hand over one argument."""
-    return copy_smaller(*job)
+def is_inside(path, folder):
+    """Is the file in this folder, or below?"""
+    return os.path.abspath(path).startswith(os.path.abspath(folder) + os.sep)
+
+
+def copy_lists(data, root, out):
+    """Copies lists, tables and class names of a data set; files that they name are mp4 then."""
+    # Those below the root, and those beside a list file that is elsewhere.
+    folders = [where for where, _, _ in os.walk(root)]
+    if os.path.isfile(data) and not is_inside(data, root):
+        folders.append(os.path.dirname(data) or ".")
+    for folder in folders:
+        for name in os.listdir(folder):
+            path = os.path.join(folder, name)
+            if not name.endswith((".txt", ".csv", ".json")) or is_inside(path, out):
+                continue
+
+            # At the same place, with the new endings; line ends stay as they are.
+            place = os.path.relpath(folder, root) if is_inside(path, root) else ""
+            os.makedirs(os.path.join(out, place), exist_ok=True)
+            with open(path, encoding="utf-8", newline="") as file:
+                text = file.read()
+            with open(os.path.join(out, place, name), "w", encoding="utf-8", newline="") as file:
+                file.write(re.sub(r"(?i)\.(webm|avi|mkv|mov)\b", ".mp4", text))
 
 
 def clips_per_second(dataset, seconds=5):
@@ -1724,6 +1754,8 @@ if __name__ == "__main__":
     parser.add_argument("--make_toy", metavar="DIR",
                         help="write the toy data as mp4 files in class folders, then stop")
     args = parser.parse_args()
+
+    # What writes files ends there.
     if args.make_toy:
         sys.exit(make_toy(args.make_toy))
 
@@ -1748,6 +1780,8 @@ if __name__ == "__main__":
     for split, dataset in sets.items():
         print(f"{split}: {len(dataset)} clips of {len(set(dataset.labels))} "
               f"of {len(dataset.classes)} classes")
+
+    # How fast is it read?
     if args.speed:
         print(f"{clips_per_second(sets['train']):.1f} training clips a second, one process, "
               f"{cfg['num_frames']} frames of {cfg['image_size']} x {cfg['image_size']}")

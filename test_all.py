@@ -1602,9 +1602,9 @@ def command(*words):
 
 
 def small(videos, out, *words):
-    """A run that takes a second: focal_toy on 12 training videos, 4 frames of 32 x 32."""
-    return ["--data", videos, "--model", "focal_toy", "--image_size", 32, "--num_frames", 4,
-            "--workers", 0, "--out", out, "--device", "cpu", *words]
+    """A run that takes a second: 12 videos, 4 frames of 32 x 32, focal_toy, Kinetics' recipe."""
+    return ["--data", "k400", "--root", videos, "--model", "focal_toy", "--image_size", 32,
+            "--num_frames", 4, "--workers", 0, "--out", out, "--device", "cpu", *words]
 
 
 PLAIN = ["--mixup", 0, "--cutmix", 0, "--views", "1x1"]
@@ -1737,7 +1737,7 @@ def test_killed_and_resumed_is_the_same_as_never_stopped(videos, tmp_path):
     assert "stopped by SIGINT; saved" in said and "Traceback" not in said
 
     # The settings come with the checkpoint.
-    last = start(["--out", tmp_path / "two", "--workers", 2, "--resume"])
+    last = start(["--out", tmp_path / "two", "--root", videos, "--workers", 2, "--resume"])
     said = last.communicate()[0]
     assert last.returncode == 0, said
     reference.communicate()
@@ -1878,7 +1878,7 @@ def test_a_full_disk_is_one_line_and_the_old_checkpoint_stays(videos, tmp_path):
     words = small(videos, tmp_path, "--batch_size", 4, *PLAIN)
     assert command(*words, "--epochs", 1) == 0
     before = (tmp_path / "last.pt").read_bytes()
-    process = start(["--out", tmp_path, "--resume", "--workers", 0],
+    process = start(["--out", tmp_path, "--root", videos, "--resume", "--workers", 0],
                     preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)))
     said = process.communicate()[0]
     assert process.returncode == 0, said  # nothing left to do, nothing to write
@@ -1944,8 +1944,8 @@ def test_evaluation_averages_softmax_over_views_and_counts_unreadable_videos_as_
     shown = []
     for batch_size in (1, 8, 100):
         capsys.readouterr()
-        assert command("--eval", "--init", tmp_path / "last.pt", "--views", "2x3",
-                       "--batch_size", batch_size, "--workers", 0) == 0
+        assert command("--eval", "--init", tmp_path / "last.pt", "--views", "2x3", "--root", root,
+                       "--batch_size", batch_size, "--workers", 0, "--out", tmp_path) == 0
         shown.append(capsys.readouterr())
 
     # Slowly: one view after the other.
@@ -1972,7 +1972,8 @@ def test_evaluation_averages_softmax_over_views_and_counts_unreadable_videos_as_
     swapped = read_checkpoint(tmp_path / "last.pt")
     swapped["classes"].reverse()
     torch.save(swapped, tmp_path / "swapped.pt")
-    words = ["--eval", "--init", tmp_path / "swapped.pt", "--views", "2x3", "--workers", 0]
+    words = ["--eval", "--init", tmp_path / "swapped.pt", "--views", "2x3", "--workers", 0,
+             "--root", root, "--out", tmp_path / "told"]
     assert command(*words) == 0
     assert f"top-1 {100 * (5 - hits) / 6:.2f} %" in capsys.readouterr().out
 
@@ -2066,6 +2067,427 @@ def test_settings_of_another_version_are_named(capsys):
         train.resolve({}, cfg | dict(peak_lr=0.1))
 
 
+# --------------------------------------------------- data sets as they lie on disk
+
+def empty_files(root, *names):
+    """Files that are found, not read."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+
+
+def named(dataset):
+    """{'78687.webm': 'its class'}"""
+    return {os.path.basename(clip): dataset.classes[label]
+            for clip, label in zip(dataset.clips, dataset.labels)}
+
+
+@pytest.mark.parametrize("form", ("something-something-v2-{}.json", "labels/{}.json"))
+def test_something_something_as_it_is_published(tmp_path, form):
+    """Under 20BN's and under Qualcomm's names; ids are text, templates have brackets, commas."""
+    rows = {"train": [("78687", "Holding [something] next to [something]"),
+                      ("1", "Moving [something] and [something] closer to each other"),
+                      ("5", "Approaching [something] with your camera")],
+            "validation": [("2", "Pretending to put [something] into [something]")]}
+    for split, own in rows.items():
+        table = [{"id": key, "label": "holding potato next to vicks vaporub bottle",
+                  "template": template, "placeholders": ["potato"]} for key, template in own]
+        (tmp_path / form.format(split)).parent.mkdir(exist_ok=True)
+        (tmp_path / form.format(split)).write_text(json.dumps(table))
+    empty_files(tmp_path, *(f"20bn-something-something-v2/{key}.webm" for key in (78687, 2, 5)))
+    sets = opened("ssv2", tmp_path)
+    assert named(sets["train"]) == {"78687.webm": "Holding something next to something",
+                                    "5.webm": "Approaching something with your camera"}
+    assert sets["train"].labels[1] == 0 and len(sets["val"].classes) == 174
+    assert named(sets["val"]) == {"2.webm": "Pretending to put something into something"}
+
+
+def test_diving48_as_it_is_published(tmp_path, capsys):
+    for split, keys in (("train", ("-mmq0PT-u8k_00155", "_x_00001")), ("test", ("a_00001",))):
+        table = [{"vid_name": key, "label": 3 * k, "start_frame": 0, "end_frame": 48}
+                 for k, key in enumerate(keys)]
+        (tmp_path / f"Diving48_V2_{split}.json").write_text(json.dumps(table))
+        empty_files(tmp_path, *(f"rgb/{key}.mp4" for key in keys))
+    sets = opened("diving48", tmp_path)
+    assert sets["train"].labels == [0, 3] and sets["val"].labels == [0]
+    assert named(sets["train"])["_x_00001.mp4"] == D.class_names("diving48")[3]
+    assert "has 2 rows, V2's has 15027: is it another version?" in capsys.readouterr().out
+
+
+def test_activitynet_has_a_clip_for_each_labelled_segment(tmp_path):
+    """Frame i is shown at i / 30 s; times are those of the file, ids have no v_ in it."""
+    database = {
+        "5n7NCViB5TU": {"subset": "training", "duration": 1.3, "annotations": [
+            {"label": "Discus throw", "segment": [0.2, 0.5]},
+            {"label": "Archery", "segment": [0.9, 90.0]}]},
+        "gone": {"subset": "training", "annotations": [{"label": "Archery", "segment": [0, 1]}]},
+        "b": {"subset": "validation", "annotations": [{"label": "Archery", "segment": [0, 1]}]},
+        "c": {"subset": "testing", "annotations": []}}
+    (tmp_path / "activity_net.v1-3.min.json").write_text(json.dumps(
+        {"database": database, "taxonomy": [], "version": "VERSION 1.3"}))
+    for name in ("v1-2/v_5n7NCViB5TU.mp4", "v1-3/v_b.mkv"):
+        (tmp_path / name).parent.mkdir()
+        write_video(tmp_path / name, stairs(40), crf="10")
+    sets = opened("activitynet", tmp_path)
+    assert [sets["train"].classes[label] for label in sets["train"].labels] == [
+        "Discus throw", "Archery"]
+    assert len(sets["val"]) == 1
+    for clip, first, n in zip(sets["train"].clips, (6, 27), (9, 13)):
+        seen = []
+        frames = D.read_clip(clip, lambda k: seen.append(k) or range(k))
+        assert seen == [n]
+        assert np.abs(levels_of(frames) - (20 + 5 * np.arange(first, first + n))).max() < 2.5
+
+
+@pytest.mark.parametrize("name, codec, options", (
+    ("b_frames.mp4", "libx264", dict(g="12", bf="3", crf="10")),
+    ("one_key.mp4", "libx264", dict(g="250", bf="3", crf="10")),
+    ("vp9.webm", "libvpx-vp9", dict(crf="10", lag_in_frames="0", g="20")),
+    ("packed.avi", "mpeg4", dict(qmin="2", qmax="2", bf="2", g="12"))))
+def test_a_part_of_a_video_has_the_frames_that_are_shown_then(tmp_path, name, codec, options):
+    """Whatever key frames and the order of decoding are, and without reading what comes after."""
+    path = str(tmp_path / name)
+    write_video(path, np.concatenate([stairs(45), stairs(45), stairs(45)]), codec, **options)
+    parts = [f"{path}#t={start},{end}" for start, end in ((0, 1.5), (1.5, 2), (2, 4.25), (4.25, 9))]
+    frames = torch.cat([D.read_clip(part, lambda n: range(n)) for part in parts])
+    assert torch.equal(frames, D.read_clip(path, lambda n: range(n))) and len(frames) == 135
+    assert 4.4 < D.length_in_seconds(path) < 4.7
+    assert D.segment_of(parts[1]) == (path, 1.5, 2.0) and D.segment_of(path)[1:] == (0, math.inf)
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        packets, _, _ = D.packets_from(container, stream, 2, 2.5)
+        assert len(list(packets)) <= 15 + 30 + (12 if options["g"] == "12" else 60) + 4
+    with pytest.raises(D.BadVideo, match="#t=7,9: no frames in it"):
+        D.read_clip(f"{path}#t=7,9", lambda n: range(n))
+
+
+def test_ucf101_lists_start_at_1_and_say_their_names(tmp_path, capsys):
+    """Train lists have numbers from 1, test lists none, lines may end as on Windows."""
+    empty_files(tmp_path, "UCF-101/ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi",
+                "UCF-101/Archery/v_Archery_g08_c01.avi", "UCF-101/Archery/v_Archery_g01_c01.avi")
+    lists = tmp_path / "ucfTrainTestlist"
+    lists.mkdir()
+    (lists / "trainlist01.txt").write_bytes(
+        b"ApplyEyeMakeup/v_ApplyEyeMakeup_g08_c01.avi 1\r\nArchery/v_Archery_g08_c01.avi 2\r\n")
+    (lists / "testlist01.txt").write_bytes(b"Archery/v_Archery_g01_c01.avi\r\n")
+    for index in ("1 ApplyEyeMakeup\r\n2 Archery\r\n3 BabyCrawling\r\n", ""):
+        if index:
+            (lists / "classInd.txt").write_text(index)
+        else:
+            (lists / "classInd.txt").unlink()  # the folders say it
+        sets = opened(lists / "trainlist01.txt", tmp_path / "UCF-101")
+        assert sets["train"].labels == [0, 1] and sets["val"].labels == [1]
+        assert sets["val"].classes == ["ApplyEyeMakeup", "Archery"]
+        assert "labels start at 1" in capsys.readouterr().out
+
+    # An official subset keeps its numbers; the highest one of all tells that they start at 1.
+    names = D.class_names("k400")
+    assert D.class_index({"1", "7"}, "k400", ".", {}) == (names, {"1": 1, "7": 7})
+    assert D.class_index({"1", "400"}, "k400", ".", {}) == (names, {"1": 0, "400": 399})
+
+
+def test_lists_have_the_names_of_classes_txt_or_of_their_folders(tmp_path):
+    empty_files(tmp_path, "b/x_1.avi", "a/x_2.avi", "a/y_1.avi")
+    (tmp_path / "train.txt").write_text("b/x_1.avi 0\na/x_2.avi 1\n")
+    (tmp_path / "val.txt").write_text("a/y_1.avi 1\n")
+    assert opened(tmp_path / "train.txt")["val"].classes == ["b", "a"]
+    (tmp_path / "classes.txt").write_text("hug\nkick\n")
+    assert opened(tmp_path / "train.txt")["val"].classes == ["hug", "kick"]
+    assert opened(tmp_path)["val"].classes == ["hug", "kick"]  # the lists of a folder, too
+
+
+def test_a_split_keeps_recordings_together_and_is_noted(tmp_path, capsys):
+    """A fifth of each class, by the name before the last _; the note beside the weights counts."""
+    root = tmp_path / "mine"
+    for k in range(10):
+        for name in ("run", "walk"):
+            empty_files(root, *(f"{name}/tape{k}_{piece}.mp4" for piece in range(3)))
+    cfg = settings(data=str(root), split="group", out=str(tmp_path / "out"))
+    sets = D.open_data(cfg, ["train", "val"])
+    tapes = {split: {os.path.basename(clip)[:5] for clip in sets[split].clips} for split in sets}
+    assert len(tapes["train"]) == 8 and len(tapes["val"]) == 2
+    assert not tapes["train"] & tapes["val"]
+    assert sorted(sets["val"].labels) == [0] * 6 + [1] * 6
+    assert D.open_data(cfg | dict(out=""), ["val"])["val"].clips == sets["val"].clips
+    others = [D.open_data(cfg | dict(out="", seed=seed), ["val"])["val"].clips for seed in (1, 2)]
+    assert sets["val"].clips not in others and others[0] != others[1]
+
+    # The note: one file moves by hand, one is new; another seed does not change it.
+    note = tmp_path / "out" / "split.csv"
+    rows = note.read_text().splitlines()
+    assert rows[0] == "path,label,split" and len(rows) == 61
+    moved = next(k for k, row in enumerate(rows) if row.endswith(",train"))
+    rows[moved] = rows[moved].replace(",train", ",val")
+    note.write_text("\n".join(rows))
+    empty_files(root, "run/new_1.mp4")
+    capsys.readouterr()
+    again = D.open_data(cfg | dict(seed=5), ["train", "val"])
+    assert len(again["val"]) == 13 and len(again["train"]) == 47
+    assert "1 videos are not in it: left out" in capsys.readouterr().out
+    told = cfg | dict(eval=True, init=str(tmp_path / "out" / "best.pt"), out=str(tmp_path / "else"))
+    assert len(D.open_data(told, ["val"])["val"]) == 13
+
+    # By file, a class that is one recording can be split, too.
+    empty_files(root, "jump/tape_1.mp4", "jump/tape_2.mp4")
+    with pytest.raises(ValueError, match="'jump' cannot be in both splits, its 2 videos are 1 rec"):
+        D.open_data(cfg | dict(out=""), ["train", "val"])
+    assert len(D.open_data(cfg | dict(out="", split="file"), ["val"])["val"]) >= 13
+
+
+def test_what_a_data_set_lacks_is_said(tmp_path, capsys):
+    empty_files(tmp_path, "train/a/rec1_1.mp4", "train/b/rec2_1.mp4", "val/a/rec1_2.mp4",
+                "val/c/rec3_1.mp4")
+    opened(tmp_path)
+    said = capsys.readouterr().out
+    assert "warning: 1 of 2 recordings in val are in train too, rec1 for one" in said
+    assert "warning: 1 classes have videos in val only, 'c' for one: they cannot be learned" in said
+
+
+def test_images_are_videos_of_one_frame(tmp_path):
+    """An image as it was drawn, upright, whatever the camera's note says; transparency is gone."""
+    from PIL import Image
+    image = Image.fromarray(stairs(3)[2])
+    image.save(tmp_path / "a.png")
+    image.convert("RGBA").save(tmp_path / "alpha.png")
+    turned = Image.Exif()
+    turned[0x112] = 6  # to be turned clockwise
+    image.save(tmp_path / "turned.jpg", quality=98, exif=turned)
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    clip = D.read_clip(str(tmp_path / "a.png"), lambda n: [0] * (3 * n))
+    assert torch.equal(clip, torch.from_numpy(stairs(3)[2]).expand(3, 48, 64, 3))
+    assert torch.equal(D.read_clip(str(tmp_path / "alpha.png"), lambda n: [0]), clip[:1])
+    turned = D.read_clip(str(tmp_path / "turned.jpg"), lambda n: [0])
+    assert turned.shape == (1, 64, 48, 3)
+    close(turned[0].float(), torch.rot90(clip[0], -1).float(), atol=4, rtol=0)
+    with pytest.raises(D.BadVideo, match="broken.jpg: cannot identify image file"):
+        D.read_clip(str(tmp_path / "broken.jpg"), lambda n: [0])
+    assert D.read_clip(str(tmp_path / "a.png"), lambda n: [0], 24).shape == (1, 24, 32, 3)
+
+
+def test_differences_are_those_of_neighbouring_frames():
+    clip = torch.randint(256, (2, 4, 32, 32, 3), dtype=torch.uint8)
+    x = D.prepare(dict(clip=clip), settings(input="rgb"))
+    d = D.prepare(dict(clip=clip), settings(input="diff"))
+    assert d[:, :, 0].abs().max() == 0
+    for t in (1, 2, 3):
+        close(d[:, :, t], 2 * (x[:, :, t] - x[:, :, t - 1]))
+
+
+def test_frames_can_be_shown_in_another_order():
+    """To an evaluation: all views alike, the labels unchanged."""
+    clips = torch.arange(6, dtype=torch.uint8)[None, :, None, None, None].expand(1, 6, 32, 32, 3)
+    def shown(word, index=0):
+        data = D.VideoSet(clips.repeat(9, 1, 1, 1, 1), [0] * 9, ["a", "b"],
+                          settings(num_frames=6, interval=1, frames=word), "1x3")
+        return data[0, index]["clip"][:, :, 0, 0, 0].tolist()
+    assert shown("normal") == [[0, 1, 2, 3, 4, 5]] * 3
+    assert shown("reversed") == [[5, 4, 3, 2, 1, 0]] * 3
+    assert shown("still") == [[3] * 6] * 3
+    orders = [shown("shuffled", i) for i in range(9)]
+    assert all(sorted(order[0]) == [0, 1, 2, 3, 4, 5] and order[0] == order[2] for order in orders)
+    assert len({tuple(order[0]) for order in orders}) > 6
+
+
+def test_a_smaller_copy_is_the_same_data_set(tmp_path, capsys):
+    """Same frames, times and turns, the lists name the new files; a broken one is listed."""
+    root = tmp_path / "big"
+    out = tmp_path / "small"
+    (root / "a").mkdir(parents=True)
+    write_video(root / "a" / "x_1.avi", stairs(40, 96, 128), "mpeg4", qmin="2", qmax="2", bf="2")
+    write_video(root / "a" / "odd.mp4", stairs(40, 90, 130), crf="10")
+    (root / "a" / "broken.webm").write_bytes(b"")
+    (root / "train.txt").write_text("a/x_1.avi 0\na/odd.mp4 1\n")
+    (root / "classes.txt").write_text("one\ntwo.avi\n")
+    assert D.copy_all(str(root / "train.txt"), "", 48, str(out)) is None
+    said = capsys.readouterr().out
+    assert "broken.webm: Invalid data" in said and "3 videos, 1 with problems" in said
+    assert (out / "train.txt").read_text() == "a/x_1.mp4 0\na/odd.mp4 1\n"
+    clip = D.read_clip(str(out / "a" / "x_1.mp4"), lambda n: range(n))
+    assert clip.shape == (40, 48, 64, 3)
+    assert np.abs(levels_of(clip) - (20 + 5 * np.arange(40))).max() < 2.5
+    assert D.read_clip(str(out / "a" / "odd.mp4"), lambda n: [0]).shape == (1, 48, 68, 3)
+    with av.open(str(out / "a" / "x_1.mp4")) as container:
+        keys = [k for k, p in enumerate(container.demux(video=0)) if p.is_keyframe]
+    assert keys[0] == 0 and max(np.diff(keys + [40])) <= 12
+    with pytest.raises(ValueError, match="would have the name of another, .*x_1.mp4"):
+        write_video(root / "a" / "x_1.mp4", stairs(4))
+        D.copy_all(str(root), "", 48, str(out))
+
+
+def test_a_smaller_copy_keeps_times_and_turns_and_goes_on(tmp_path, capsys):
+    with av.open(str(tmp_path / "uneven.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=30, options=dict(crf="10"))
+        stream.height, stream.width = 96, 128
+        stream.pix_fmt = "yuv420p"
+        stream.set_display_rotation(90)
+        for k, image in enumerate(stairs(20, 96, 128)):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts = k if k < 10 else 3 * k  # one third of the speed from there on
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    D.copy_all(str(tmp_path), "", 48, str(tmp_path / "out"))
+    copy = str(tmp_path / "out" / "uneven.mp4")
+    clip = D.read_clip(copy, lambda n: range(n))
+    original = D.read_clip(str(tmp_path / "uneven.mp4"), lambda n: range(n), 48)
+    close(clip.float(), original.float(), atol=20, rtol=0)
+    assert len(clip) == 20 and clip.shape[1:3] == (64, 48)
+    assert len(D.read_clip(copy + "#t=1,2", lambda n: range(n))) == 10  # frames 10 to 19
+    before = os.stat(copy).st_mtime_ns
+    D.copy_all(str(tmp_path), "", 48, str(tmp_path / "out"))
+    assert os.stat(copy).st_mtime_ns == before and "1 are in" in capsys.readouterr().out
+
+
+# --------------------------------------------------- one's own classes
+
+OWN = ["--image_size", 32, "--num_frames", 4, "--workers", 0, "--device", "cpu", "--batch_size", 4]
+
+
+def test_a_folder_has_our_recipe_and_left_is_not_mirrored(videos, tmp_path, capsys):
+    assert command("--data", videos, "--out", tmp_path, *OWN, "--steps", 1) == 0
+    said = capsys.readouterr().out
+    assert "recipe: focal on own (margin 1.143, crop area, crop_range 0.5,1, flip 0.5" in said
+    assert "optimizer adamw" in said and "--input diff" in said and "flip is off" not in said
+    assert read_checkpoint(tmp_path / "last.pt")["settings"]["flip"] == 0.5
+
+    for k, name in enumerate(("TurnLeft", "turn_right")):
+        for split in ("train", "val"):
+            shutil.copytree(videos / split / "aim", tmp_path / "turns" / split / name)
+    words = ["--data", tmp_path / "turns", "--out", tmp_path, *OWN, "--steps", 1, "--input", "diff"]
+    assert command(*words) == 0
+    assert "flip is off: mirrored, 'TurnLeft'" in capsys.readouterr().out
+    assert read_checkpoint(tmp_path / "last.pt")["settings"]["flip"] == 0
+    assert command(*words, "--flip", 0.5) == 0
+    assert "flip is off" not in capsys.readouterr().out
+    assert command(*words[:-1], "rgb", "--init", tmp_path / "last.pt") == 0
+    assert "was trained with --input diff, now it is rgb" in capsys.readouterr().out
+
+
+def test_the_toy_as_files_has_the_recipe_of_the_toy(tmp_path):
+    for name in D.TOY_CLASSES:
+        (tmp_path / "train" / name).mkdir(parents=True)
+    assert train.base_settings("focal_toy", str(tmp_path))[1] == "toy"
+    (tmp_path / "train" / "another").mkdir()
+    assert train.base_settings("focal_toy", str(tmp_path))[1] == "own"
+
+
+def test_an_image_network_becomes_a_video_network(videos, tmp_path, capsys):
+    """Trained on images; on a clip of one repeated image, the inflated one says the same."""
+    from PIL import Image
+    for path in videos.glob("*/*/*.mp4"):
+        target = tmp_path / "images" / path.relative_to(videos).with_suffix(".jpg")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(D.read_clip(str(path), lambda n: [0])[0].numpy()).save(target)
+    words = ["--data", tmp_path / "images", "--out", tmp_path / "image", *OWN]
+    assert command(*words, "--num_frames", 1, "--temporal", "False", "--steps", 3) == 0
+    assert command("--data", videos, "--init", tmp_path / "image" / "last.pt", "--out",
+                   tmp_path / "video", *OWN, "--temporal_init", "identity", "--lr", 1e-9,
+                   "--steps", 1) == 0
+    said = capsys.readouterr().out
+    assert "inflated from an image network, 18 temporal tensors start as the identity" in said
+
+    def network(folder, **own):
+        checkpoint = read_checkpoint(tmp_path / folder / "last.pt")
+        model = create_model("focal_toy", 2, image_size=32, **own)
+        model.load_state_dict(checkpoint["model"])
+        return model.eval()
+    x = torch.randn(2, 3, 1, 32, 32)
+    image = network("image", num_frames=1, temporal=False)
+    close(network("video", num_frames=4)(x.expand(-1, -1, 4, -1, -1)), image(x), atol=1e-5, rtol=0)
+
+
+def test_a_linear_probe_is_logistic_regression_on_frozen_features(videos, tmp_path, capsys):
+    """The rest of the network stays; at the end the gradient of the penalised loss is zero."""
+    words = ["--data", videos, *OWN]
+    assert command(*words, "--out", tmp_path / "one", "--steps", 2) == 0
+    assert command(*words, "--out", tmp_path / "two", "--freeze", "--init",
+                   tmp_path / "one" / "last.pt") == 0
+    assert "only the 130 parameters of the head are trained, on the features of 12" in (
+        capsys.readouterr().out)
+    one, two = (read_checkpoint(tmp_path / name / "last.pt")["model"] for name in ("one", "two"))
+    for key in one:
+        assert torch.equal(one[key], two[key]) != key.startswith("head.")
+
+    # Slowly: the middle view of each clip, the mean of the gradients.
+    model = create_model("focal_toy", 2, 4, 32)
+    model.load_state_dict(two)
+    model.eval()
+    cfg = train.resolve({}, None) | read_checkpoint(tmp_path / "two" / "last.pt")["settings"]
+    data = D.open_data(settings() | cfg | dict(out="", device="cpu"), ["train"])["train"]
+    views = D.VideoSet(data.clips, data.labels, data.classes, data.cfg, "1x1")
+    batch = torch.utils.data.default_collate([views[0, i] for i in range(12)])
+    loss = F.cross_entropy(model(D.prepare(batch, data.cfg)), batch["label"])
+    loss = loss + train.PROBE_DECAY / 2 * model.head.weight.square().sum()
+    loss.backward()
+    assert model.head.weight.grad.abs().max() < 1e-4 and model.head.bias.grad.abs().max() < 1e-4
+
+    said = command("--resume", tmp_path / "two" / "last.pt", "--out", tmp_path / "two")
+    assert "holds weights only, nothing to go on with" in said
+    assert command("--predict", data.clips[0], "--init", tmp_path / "two" / "best.pt") == 0
+
+
+def test_evaluation_writes_every_prediction_and_names_the_worst(videos, tmp_path, capsys):
+    root = tmp_path / "v"
+    shutil.copytree(videos, root)
+    (root / "val" / "aim" / "broken.mp4").write_bytes(b"nothing")
+    assert command("--data", root, "--out", tmp_path, *OWN, "--steps", 1) == 0
+    capsys.readouterr()
+    words = ["--init", tmp_path / "last.pt", "--workers", 0]
+    assert command("--eval", "--out", tmp_path, *words) == 0
+    said = capsys.readouterr().out
+    with open(tmp_path / "predictions.csv") as file:
+        rows = [line.rstrip("\n").split(",") for line in file]
+    assert rows[0] == ["path", "label", "prediction", "probability"] and len(rows) == 7
+    assert [row[2:] for row in rows if "broken" in row[0]] == [["", ""]]
+
+    # --predict says the same of each file, to the last digit that it prints.
+    good = [row for row in rows[1:] if row[2]]
+    files = [row[0] for row in good]
+    assert command("--predict", *files, *words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    best = [lines[lines.index(path) + 1].split(" %  ") for path in files]
+    for (_, _, prediction, probability), (percent, name) in zip(good, best):
+        assert name == prediction and abs(float(percent) / 100 - float(probability)) < 1e-5
+
+    # The lines, counted from the csv; the broken video is a miss of its class.
+    for name in ("aim", "brush hair"):
+        own = [row for row in rows[1:] if row[1] == name]
+        share = 100 * sum(row[2] == name for row in own) / len(own)
+        assert f"{name} {share:.1f} % of {len(own)}" in said
+        wrong = sum(row[2] not in (name, "") for row in own)
+        assert (f"{name} taken for" in said) == (wrong > 0)
+        if wrong:
+            assert re.search(f"{name} taken for [a-z ]+ {wrong} times", said)
+
+
+def test_prediction_goes_through_folders_and_through_time(videos, tmp_path, capsys):
+    """The windows of a timeline are what the same part of the video gets; the rest goes on."""
+    assert command("--data", videos, "--out", tmp_path, *OWN, "--steps", 1) == 0
+    (tmp_path / "clips" / "below").mkdir(parents=True)
+    write_video(tmp_path / "clips" / "long.mp4", np.concatenate([stairs(45), stairs(45)[::-1]]))
+    (tmp_path / "clips" / "aaa.mp4").write_bytes(b"")
+    shutil.copy(videos / "val" / "aim" / "0.mp4", tmp_path / "clips" / "below" / "zzz.mp4")
+    words = ["--init", tmp_path / "last.pt", "--predict"]
+    capsys.readouterr()
+    assert command(*words, tmp_path / "clips") == 1
+    shown = capsys.readouterr()
+    assert "long.mp4" in shown.out and "zzz.mp4" in shown.out and "aaa.mp4: Invalid" in shown.err
+
+    long = f"{tmp_path}/clips/long.mp4"
+    assert command(*words, long, "--every", 0.8) == 0  # 3 s: 0, .8, 1.6, 2.4 .. 3
+    lines = capsys.readouterr().out.splitlines()[-4:]
+    assert [line.split(" s ")[0].strip() for line in lines] == ["0.0", "0.8", "1.6", "2.4"]
+    assert command(*words, *(f"{long}#t={start},{end}" for start, end in (
+        (0, 0.8), (0.8, 1.6), (1.6, 2.4), (2.4, 9)))) == 0
+    parts = capsys.readouterr().out.splitlines()[-12:]
+    best = [line.strip() for line in parts[1::3]]
+    assert [line.split(" s ")[1].strip() for line in lines] == best
+    assert command(*words, long, "--every", 1.45) == 0  # the last tenth of a second is joined
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+    (tmp_path / "none").mkdir()
+    assert "none: no video in this folder" in command(*words, tmp_path / "none")
+
+
 # --------------------------------------------------- mistakes
 
 @pytest.fixture(scope="session")
@@ -2076,8 +2498,12 @@ def muddle(videos, tmp_path_factory):
     (root / "list.txt").write_text("a.mp4 0\nb.mp4 zero\n")
     (root / "alone.txt").write_text("three/val/aim/0.mp4 0\nthree/val/aim/2.mp4 1\n")
     os.makedirs(root / "empty" / "train" / "aim")
+    os.makedirs(root / "data")
+    os.symlink(videos, root / "data" / "k400")
     shutil.copytree(videos / "train" / "aim", root / "flat" / "train")
+    shutil.copytree(videos / "train", root / "onlytrain" / "train")
     for split in ("train", "val"):
+        shutil.copytree(videos / split / "aim", root / "one" / split / "aim")
         shutil.copytree(videos / split, root / "three" / split)
         shutil.copytree(videos / split / "aim", root / "three" / split / "third")
     assert command(*small(videos, root / "out", "--batch_size", 4, "--steps", 1, *PLAIN)) == 0
@@ -2086,10 +2512,14 @@ def muddle(videos, tmp_path_factory):
 
 @pytest.mark.parametrize("words, message", (
     # what there is not
-    ("--data k400",
-     "no train videos of k400 in data/k400.*annotations/train.csv.*CLASS.*--root DIR"),
+    ("--data k600",
+     "no train videos of k600 in data/k600.*CLASS.*annotations/train.csv.*--root DIR"),
     ("--data empty", "no train videos of empty"),
-    ("--data flat", "no train videos of flat"),
+    ("--data empty --split group", "no train videos of empty"),
+    ("--data flat", "no train videos of flat.*--split group"),
+    ("--data three/train", "no train videos of three/train.*--split group"),
+    ("--data onlytrain", "no val videos of onlytrain"),
+    ("--data one", "--data one: one class only, 'aim': nothing to tell apart"),
     ("--data nowhere", "--data nowhere: neither a folder, nor a list file, nor one of toy, k400"),
     ("--data list.txt", "list.txt, line 2: 'b.mp4 zero' is not 'path label'"),
     ("--model resnet", "--model resnet: must be one of focal_t, focal_s"),
@@ -2133,6 +2563,7 @@ def muddle(videos, tmp_path_factory):
     ("--resume out/last.pt --init out/last.pt", "leave --init, --eval and --predict out"),
     ("--sweep levels=1 --eval", "--sweep trains, in one process"),
     ("--sweep seed=3", "seeds and folders are the sweep's"),
+    ("--input diff --num_frames 1", "--input diff: one frame has no difference"),
     ("--accumulate 1000", "--accumulate 1000: an epoch has 64 micro-batches of 32 clips"),
     ("--crop area --crop_range 0.5,1.2", "with --crop area a share of the frame"),
     ("--data alone.txt --workers 0 --model focal_toy --image_size 32",

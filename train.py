@@ -363,6 +363,7 @@ def clip_name(dataset, i):
 
 def write_predictions(path, dataset, scores, bad):
     """A csv with a row for each video: path, label, prediction, probability of the prediction."""
+    # csv quotes what has a comma in it.
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
     with open(path, "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
@@ -377,6 +378,7 @@ def write_predictions(path, dataset, scores, bad):
 
 def print_mistakes(dataset, scores, bad):
     """Prints the worst five classes, and the three pairs that are confused most often."""
+    # Count what was answered; a video that could not be read is a miss, and no confusion.
     answers = scores.argmax(1).tolist()
     right = collections.Counter()
     confused = collections.Counter()
@@ -390,14 +392,26 @@ def print_mistakes(dataset, scores, bad):
     worst = sorted(total, key=lambda c: (right[c] / total[c], -total[c]))[:5]
     print("worst classes: " + ", ".join(
         f"{dataset.classes[c]} {100 * right[c] / total[c]:.1f} % of {total[c]}" for c in worst))
+
+    # Pairs that happen, at most three.
     common = [(pair, n) for pair, n in confused.most_common(3) if n]
     print("most frequent confusions: " + (", ".join(
         f"{dataset.classes[label]} taken for {dataset.classes[answer]} {n} times"
         for (label, answer), n in common) or "none"))
 
 
+def report(model, dataset, cfg):
+    """Evaluates, and says more than a number -> the metrics."""
+    scores, bad = score(model, dataset, cfg)
+    if cfg["rank"] == 0:
+        print_mistakes(dataset, scores, bad)
+        write_predictions(os.path.join(cfg["out"], "predictions.csv"), dataset, scores, bad)
+    return accuracies(scores, torch.tensor(dataset.labels), bad)
+
+
 def files_to_predict(cfg):
     """The files of --predict; a folder stands for all videos below it."""
+    # A folder that has none is a mistake, most likely.
     files = []
     for path in cfg["predict"]:
         found = videos_below(path) if os.path.isdir(path) else [path]
@@ -408,7 +422,7 @@ def files_to_predict(cfg):
 
 
 def windows(path, seconds):
-    """The parts of a video, each so many seconds long: ['a.mp4#t=0.000,2.000', 'a.mp4#t=2..', ..]"""
+    """The parts of a video, each so many seconds long: ['a.mp4#t=0.000,2.000', ..]."""
     # The last one has what is left; less than a tenth of a window is joined to the one before.
     length = length_in_seconds(path)
     edges = [k * seconds for k in range(max(1, math.ceil(length / seconds - 0.1)))] + [length + 1]
@@ -422,6 +436,7 @@ def predict(model, classes, cfg):
     line for each window of it, one after the other, so that a long video needs no more memory than
     a short one. What cannot be read is named, and the rest goes on -> exit status.
     """
+    # File after file; the status tells a script whether all of them could be read.
     model.eval()
     status = 0
     for path in files_to_predict(cfg):
@@ -431,6 +446,8 @@ def predict(model, classes, cfg):
             print(path)
             with contextlib.suppress(BadVideo):
                 clips = windows(path, cfg["every"])
+
+        # A file is one clip, or as many as it has windows.
         for clip in clips:
             try:
                 scores = scores_of(model, clip, classes, cfg)
@@ -454,11 +471,14 @@ def scores_of(model, clip, classes, cfg):
 
 def print_scores(clip, scores, classes, cfg):
     """The five best, the most probable first, or all if there are fewer; of a window the best."""
+    # A line of the timeline says when it begins.
     values, best = scores.topk(min(5, len(classes)))
     if cfg["every"]:
         _, start, end = segment_of(clip)
         print(f"  {start:8.1f} s  {100 * values[0]:7.3f} %  {classes[best[0]]}", flush=True)
         return
+
+    # A whole file has a line for each of the five.
     print(clip)
     for value, c in zip(values, best):
         print(f"  {100 * value:7.3f} %  {classes[c]}")
@@ -469,24 +489,29 @@ def print_scores(clip, scores, classes, cfg):
 @torch.no_grad()
 def features_of(model, dataset, cfg):
     """What the head sees of each clip of a data set, in the middle view -> (clips, C), labels."""
-    # The network without its head; evaluation's view of every clip, once.
+    # Evaluation's view of every clip, once, a batch at a time.
     views = VideoSet(dataset.clips, dataset.labels, dataset.classes, cfg, views="1x1")
-    batches = [[(0, i) for i in range(k, min(k + cfg["batch_size"], len(views)))]
-               for k in range(0, len(views), cfg["batch_size"])]
+    keys = [(0, i) for i in range(len(views))]
+    batches = [keys[k:k+cfg["batch_size"]] for k in range(0, len(keys), cfg["batch_size"])]
+
+    # The network without its head. A clip that cannot be read has no features.
     head = model.head
     model.head = nn.Identity()
     model.eval()
     features = []
     labels = []
     for batch in tqdm(loader(views, batches, cfg), unit="batch", disable=None):
-        good = torch.tensor([reason == "" for reason in batch["bad"]])
+        # (B, C), on the device.
         with autocast(cfg):
-            features.append(model(prepare(batch, cfg)).float()[good.to(cfg["device"])])
-        labels.append(batch["label"][good].to(cfg["device"]))
-        name_bad(batch, set(), tqdm)
+            found = model(prepare(batch, cfg)).float()
+        for feature, label, bad in zip(found, batch["label"], batch["bad"]):
+            if bad:
+                print(f"left out: {bad}", file=sys.stderr)
+            else:
+                features.append(feature)
+                labels.append(label)
     model.head = head
-    model.train()
-    return torch.cat(features), torch.cat(labels)
+    return torch.stack(features), torch.stack(labels).to(cfg["device"])
 
 
 def fit_head(head, features, labels):
@@ -506,7 +531,7 @@ def fit_head(head, features, labels):
 
 
 def probe(model, sets, cfg):
-    """Trains the head alone, and saves the network as training does -> the metrics."""
+    """Trains the head alone; saves and returns what `train` does, 0 and the metrics."""
     # What comes out can be evaluated and predicted with, not gone on with: it has no optimizer.
     started = time.perf_counter()
     state = dict(step=0, epoch=0.0, best=-1.0, metrics={}, classes=sets["train"].classes, sizes={})
@@ -522,7 +547,7 @@ def probe(model, sets, cfg):
     seconds = time.perf_counter() - started
     state["metrics"] = dict(epoch=0.0, step=0, clips_per_s=len(sets["train"]) / seconds)
     finish_epoch(model, dict(model=model), state, sets["val"], cfg)
-    return state["metrics"]
+    return 0, state["metrics"]
 
 
 # --------------------------------------------------- saving, and going on
@@ -1441,15 +1466,12 @@ def run(words):
     if cfg["world"] > 1:
         dist.init_process_group("nccl" if cfg["device"].startswith("cuda") else "gloo")
     if cfg["eval"]:
-        scores, bad = score(model, sets["val"], cfg)
-        metrics = accuracies(scores, torch.tensor(sets["val"].labels), bad)
-        if cfg["rank"] == 0:
-            print_mistakes(sets["val"], scores, bad)
-            write_predictions(os.path.join(cfg["out"], "predictions.csv"), sets["val"], scores, bad)
-    elif cfg["freeze"]:
-        metrics = probe(model, sets, cfg)
+        metrics = report(model, sets["val"], cfg)
     else:
-        stopped, metrics = train(model, sets, cfg, resumed)
+        if cfg["freeze"]:
+            stopped, metrics = probe(model, sets, cfg)
+        else:
+            stopped, metrics = train(model, sets, cfg, resumed)
         if stopped:
             print(f"\nstopped by {signal.Signals(stopped).name}; saved {cfg['out']}/last.pt, go on "
                   "with --resume")
