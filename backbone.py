@@ -277,7 +277,8 @@ class Pyramid(nn.Module):
     tubelet          frames that the stem merges into one; its convolution is 3-d if more than 1
     conv_embed       overlapping convolutions (7x7 stem, 3x3 between stages), not disjoint patches
     layerscale, postln, drop_path    see Block; drop_path is the last block's, rising from 0
-    postln_in_modulation, normalize_modulator, temporal, spatial, design, fusion    see focal.py
+    postln_in_modulation, normalize_modulator, global_level, temporal, spatial, design, fusion
+                         see focal.py
     weight_init      'released': Linear N(0, .02^2) with biases 0, the rest as torch does it, h and
                      h_temporal too (they are convolutions there). A start for image weights: from
                      nothing it hardly learns, with SGD not at all, as q * m_s * m_t is a product
@@ -294,9 +295,9 @@ class Pyramid(nn.Module):
     def __init__(self, num_classes=400, num_frames=8, image_size=224, patch=4, dim=96,
                  depths=(2, 2, 6, 2), levels=2, windows=3, tubelet=1, conv_embed=False,
                  layerscale=False, postln=False, postln_in_modulation=False,
-                 normalize_modulator=False, drop_path=0.2, temporal=True, spatial=True,
-                 design="parallel", fusion="multiply", weight_init="released", mixer="focal",
-                 kernel="relu", pattern="time+space", window=(1, 1, 1), shifted=False,
+                 normalize_modulator=False, global_level=True, drop_path=0.2, temporal=True,
+                 spatial=True, design="parallel", fusion="multiply", weight_init="released",
+                 mixer="focal", kernel="relu", pattern="time+space", window=(1, 1, 1), shifted=False,
                  kv_pool=(1, 1, 1), heads=3):
         super().__init__()
         # Sizes; the stride of the last stage has to divide the image, so that no token is cut.
@@ -331,7 +332,7 @@ class Pyramid(nn.Module):
                     mixers = [SpatioTemporalFocalModulation(
                         c, levels=levels[s], window=windows[s], temporal=temporal,
                         spatial=spatial, design=design, fusion=fusion,
-                        normalize_modulator=normalize_modulator,
+                        normalize_modulator=normalize_modulator, global_level=global_level,
                         postln_in_modulation=postln_in_modulation)]
                 elif mixer == "attention":
                     mixers = attention_mixers(
@@ -594,7 +595,7 @@ MODELS = {
 
 # What means nothing to a network with the other mixer.
 FOCAL_ONLY = ("levels", "windows", "temporal", "spatial", "design", "fusion",
-              "postln_in_modulation", "normalize_modulator")
+              "postln_in_modulation", "normalize_modulator", "global_level")
 ATTENTION_ONLY = ("kernel", "pattern", "window", "shifted", "kv_pool", "heads", "fixation",
                   "fixation_by", "temporal_shift", "spatial_shift", "shift_first", "qkv_bias")
 

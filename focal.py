@@ -77,6 +77,7 @@ class SpatioTemporalFocalModulation(nn.Module):
     dim       C, the number of channels
     levels    L, 1 to 4 levels of convolution; the global level is one more
     window    kernel of the first level, odd so that padding keeps T, H, W; each further is 2 wider
+    global_level    False leaves the mean out, to see what it is good for (ours)
     temporal, spatial    False leaves that branch out: y = proj(q * m_s), or y = proj(q * m_t)
     design    'parallel'    both branches read x (the paper's choice, the only design released)
               'sequential'  the temporal branch reads m_s in place of x: space, then time
@@ -93,14 +94,16 @@ class SpatioTemporalFocalModulation(nn.Module):
     """
 
     def __init__(self, dim, levels=2, window=3, temporal=True, spatial=True, design="parallel",
-                 fusion="multiply", normalize_modulator=False, postln_in_modulation=False):
+                 fusion="multiply", normalize_modulator=False, postln_in_modulation=False,
+                 global_level=True):
         super().__init__()
         check_options(levels=levels, window=window, temporal=temporal, spatial=spatial,
                       design=design, fusion=fusion)
 
         # With design='joint3d' the one branch looks along time as well: there is no second one.
         self.dim = dim
-        self.levels = levels
+        self.global_level = global_level
+        self.num_gates = levels + global_level  # of each token: one per level
         self.design = design
         self.fusion = fusion
         self.spatial = spatial
@@ -109,7 +112,7 @@ class SpatioTemporalFocalModulation(nn.Module):
         kernels = [window + 2*l for l in range(levels)]  # 3, 5, 7, 9
 
         # One Linear for all that space needs: the query, the context z_0, the gates.
-        self.f = nn.Linear(dim, 2*dim + levels + 1 if spatial else dim)
+        self.f = nn.Linear(dim, 2*dim + self.num_gates if spatial else dim)
         if spatial:
             self.focal_layers = nn.ModuleList()
             for k in kernels:
@@ -123,7 +126,7 @@ class SpatioTemporalFocalModulation(nn.Module):
         # Time has a context and gates of its own. These convolutions are dense (groups=1): every
         # output channel sees every input channel: about 36 % of a block's multiply-adds for L = 2.
         if self.temporal:
-            self.f_temporal = nn.Linear(dim, dim + levels + 1)  # context and gates, no query
+            self.f_temporal = nn.Linear(dim, dim + self.num_gates)  # context and gates, no query
             self.focal_layers_temporal = nn.ModuleList()
             for k in kernels:
                 conv = nn.Conv2d(dim, dim, (k, 1), padding=(k//2, 0), bias=False)
@@ -148,10 +151,11 @@ class SpatioTemporalFocalModulation(nn.Module):
             total = total + z * gates[..., l:l+1]
 
         # The last level sees everything: one context, shared by all tokens along `axes`.
-        everything = F.gelu(z.mean(axes, keepdim=True))
-        total = total + everything * gates[..., -1:]
+        if self.global_level:
+            everything = F.gelu(z.mean(axes, keepdim=True))
+            total = total + everything * gates[..., -1:]
         if self.normalize_modulator:
-            total = total / (self.levels + 1)
+            total = total / self.num_gates
         return total
 
     def forward(self, x, return_maps=False):
@@ -160,7 +164,7 @@ class SpatioTemporalFocalModulation(nn.Module):
         'spatial', 'temporal' (the modulators, like x), 'gates', 'gates_temporal' (B, T, H, W, L+1).
         """
         C = self.dim
-        G = self.levels + 1  # gates per token: one per level, one for the global level
+        G = self.num_gates  # L + 1: one per level, one for the global level
         maps = {}
 
         # Space: the query and the modulator m_s, gathered across each image, or, with

@@ -180,7 +180,7 @@ def test_focal_parameters_and_multiply_adds(name, parameters, gmacs):
 def slow_focal(layer, x):
     """Focal modulation by the formula, with torch's functional convolutions -> q, m_s, m_t."""
     B, T, H, W, C = x.shape
-    L = layer.levels
+    L = layer.num_gates - 1
 
     # Space: 2-d depthwise convolutions on the frames.
     q, z, g = F.linear(x, layer.f.weight, layer.f.bias).split([C, C, L + 1], -1)
@@ -241,6 +241,23 @@ def test_the_other_options_of_the_layer_are_their_formulas():
         total = total + z * g[..., l, None]
     total = total + F.gelu(z.mean((1, 2, 3), keepdim=True)) * g[..., 2, None]
     close(joint(x), joint.proj(q * joint.h(total)))
+
+
+def test_without_the_global_level_its_gates_are_zero():
+    """The gates are the last rows of both projections; far tokens are then out of sight."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 16, 16, 16, 8, dtype=torch.float64)
+    local = SpatioTemporalFocalModulation(8, global_level=False).double()
+    whole = SpatioTemporalFocalModulation(8).double()
+    state = local.state_dict()
+    for key in ("f.weight", "f.bias", "f_temporal.weight", "f_temporal.bias"):
+        state[key] = torch.cat([state[key], torch.zeros_like(state[key][:1])])
+    whole.load_state_dict(state)
+    close(local(x), whole(x))
+    for place in ((0, 0, 8), (0, 8, 0), (8, 0, 0)):  # (t, h, w), the reach is 3 each way
+        changed = x.clone()
+        changed[(slice(None), *place)] += 1
+        assert torch.equal(local(changed)[:, 0, 0, 0], local(x)[:, 0, 0, 0])
 
 
 def test_a_normalised_modulator_is_the_mean_over_levels():
