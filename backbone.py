@@ -29,13 +29,17 @@ through the zero padding of convolutions and shifts only (and cosFormer's index)
 
 Sources: Wasim et al. 2023, arXiv:2307.06947 (Video-FocalNet); Yang et al. 2022, arXiv:2203.11926
 (FocalNet); "Linear Video Transformer with Feature Fixation", arXiv:2210.08164.
-Try it: python backbone.py    every preset with its parameters and multiply-adds, 10 s on a CPU
+Try it: python backbone.py            every preset with its parameters and multiply-adds, 10 s
+        python backbone.py --scale    time and memory against frames and pixels, and a plot
 """
 import collections
 import copy
 import inspect
+import multiprocessing
 import os
 import re
+import sys
+import time
 import zipfile
 
 import torch
@@ -278,7 +282,7 @@ class Pyramid(nn.Module):
     conv_embed       overlapping convolutions (7x7 stem, 3x3 between stages), not disjoint patches
     layerscale, postln, drop_path    see Block; drop_path is the last block's, rising from 0
     postln_in_modulation, normalize_modulator, global_level, temporal, spatial, design, fusion
-                         see focal.py
+                     see focal.py
     weight_init      'released': Linear N(0, .02^2) with biases 0, the rest as torch does it, h and
                      h_temporal too (they are convolutions there). A start for image weights: from
                      nothing it hardly learns, with SGD not at all, as q * m_s * m_t is a product
@@ -297,8 +301,8 @@ class Pyramid(nn.Module):
                  layerscale=False, postln=False, postln_in_modulation=False,
                  normalize_modulator=False, global_level=True, drop_path=0.2, temporal=True,
                  spatial=True, design="parallel", fusion="multiply", weight_init="released",
-                 mixer="focal", kernel="relu", pattern="time+space", window=(1, 1, 1), shifted=False,
-                 kv_pool=(1, 1, 1), heads=3):
+                 mixer="focal", kernel="relu", pattern="time+space", window=(1, 1, 1),
+                 shifted=False, kv_pool=(1, 1, 1), heads=3):
         super().__init__()
         # Sizes; the stride of the last stage has to divide the image, so that no token is cut.
         check_stem(patch, tubelet, conv_embed)
@@ -929,8 +933,108 @@ def count_macs(model):
     return counter.get_total_flops() // 2  # the counter counts a multiply-add as two
 
 
+# What is compared: the two networks, and the transformer with softmax in place of linear attention,
+# along time and across space in turn, as it is, and over all tokens at once.
+SCALED = {
+    "focal_t": dict(name="focal_t"),
+    "lvt": dict(name="lvt"),
+    "lvt, softmax": dict(name="lvt", kernel="softmax", fixation="none"),
+    "lvt, joint softmax": dict(name="lvt", kernel="softmax", fixation="none", pattern="joint"),
+}
+FRAMES = [(frames, 224) for frames in (4, 8, 16, 32, 64)]
+PIXELS = [(8, pixels) for pixels in (128, 224, 320, 448)]  # focal_t has a stride of 32
+LARGE = [(64, 448), (96, 336), (96, 448)]  # Table 8 of arXiv:2210.08164, on a GPU
+
+
+@torch.no_grad()
+def time_and_memory(options, frames, pixels):
+    """
+    One clip forward -> seconds, the best of up to three runs, and MiB: on a CPU, one thread, the
+    peak of this process, which has to be a new one; on a GPU the peak of torch's memory.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.set_num_threads(1)
+    model = create_model(**options, num_frames=frames, image_size=pixels).eval().to(device)
+    clip = torch.randn(1, 3, frames, pixels, pixels, device=device)
+
+    # Again if it was quick: the first run has more to prepare.
+    times = []
+    while len(times) < 3 and sum(times) < 5:
+        started = time.perf_counter()
+        model(clip).cpu()  # waits for the result
+        times.append(time.perf_counter() - started)
+    if device == "cuda":
+        return min(times), torch.cuda.max_memory_allocated() / 2**20
+    import resource
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return min(times), kib / 2**10 / (2**10 if sys.platform == "darwin" else 1)
+
+
+def scale(limit=30):
+    """
+    Prints and draws time and memory against frames and pixels, to scale.png. Every point has a
+    process of its own; one that is predicted to take more than `limit` seconds is skipped.
+    """
+    gpu = torch.cuda.is_available()
+    where = torch.cuda.get_device_name() if gpu else "CPU, one thread"
+    print(f"one clip forward, float32, {where}, torch {torch.__version__}\n")
+    print("| model | frames | pixels | multiply-adds | seconds | MiB |\n|---|---|---|---|---|---|")
+    found = {}
+    for label, options in SCALED.items():
+        pace = 0.0  # seconds for a multiply-add, from the point before
+        for frames, pixels in dict.fromkeys(FRAMES + PIXELS + LARGE * gpu):
+            with torch.device("meta"):
+                macs = count_macs(create_model(**options, num_frames=frames, image_size=pixels))
+            row = f"| {label} | {frames} | {pixels} | {macs / 1e9:.1f} G |"
+            if pace * macs > limit:
+                print(f"{row} skipped | |", flush=True)
+                continue
+
+            # What was used before would count as memory: a new process.
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                try:
+                    point = pool.apply(time_and_memory, (options, frames, pixels))
+                except torch.OutOfMemoryError:
+                    print(f"{row} out of memory | |", flush=True)
+                    continue
+            found[label, frames, pixels] = point
+            pace = point[0] / macs
+            print(f"{row} {point[0]:.2f} | {point[1]:.0f} |", flush=True)
+    draw_scale(found, "scale.png", where)
+
+
+def draw_scale(found, path, where):
+    """Two plots of time, two of memory; found: {(label, frames, pixels): (seconds, MiB)}."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(1, 4, figsize=(13, 3.2))
+    for i, what in enumerate(("seconds", "MiB")):
+        for j, points in enumerate((FRAMES, PIXELS)):
+            # One line for each network; what was skipped is missing.
+            axis = axes[2*i + j]
+            for label in SCALED:
+                there = [point for point in points if (label, *point) in found]
+                axis.plot([point[j] for point in there],
+                          [found[label, *point][i] for point in there], "o-", label=label)
+            axis.set(xscale="log", yscale="log", title=what,
+                     xlabel="pixels a side, 8 frames" if j else "frames of 224 x 224")
+            ticks = [point[j] for point in points]
+            axis.set_xticks(ticks, ticks)
+            axis.minorticks_off()
+    axes[0].legend(fontsize=8)
+    figure.suptitle(f"one clip forward, float32, {where}", fontsize=10)
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    print(f"\n{path}")
+
+
 # The zoo: every preset, and what it costs. On the meta device, so that no weights are made.
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--scale"]:
+        sys.exit(scale())
+    if sys.argv[1:]:
+        sys.exit("error: python backbone.py takes nothing, or --scale")
     print(f"{'model':<10} {'parameters':>12} {'multiply-adds':>14}   one view")
     for name in MODELS:
         with torch.device("meta"):

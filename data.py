@@ -45,6 +45,7 @@ import torch.nn.functional as F
 from av.video.reformatter import VideoReformatter
 from tqdm import tqdm
 
+TOYS = ("toy", "toy_far")  # drawn
 NAMED = ("k400", "k600", "ssv2", "diving48", "activitynet")  # class names in assets/classes/
 
 
@@ -135,7 +136,7 @@ PIPELINES = {
 # numpy pads a seed with zeros: (0, 3) and (0, 3, 0) are the same numbers. So each use has a tag of
 # its own, in front, and always the same number of keys behind it.
 WEIGHTS = 1  # seed
-TOY = 2  # seed, split
+TOY = 2  # seed, split: 0 and 1 of toy, 2 and 3 of toy_far
 ORDER = 3  # seed, epoch
 SAMPLE = 4  # seed, epoch, i
 STEP = 5  # seed, step, micro-batch, rank
@@ -547,7 +548,7 @@ def root_of(data, root):
         return data
     if data not in NAMED and not os.path.isfile(data):
         raise ValueError(f"--data {data}: neither a folder, nor a list file, "
-                         f"nor one of toy, {', '.join(NAMED)}")
+                         f"nor one of {', '.join(TOYS + NAMED)}")
     if root and not os.path.isdir(root):
         raise FileNotFoundError(f"--root {root}: no such folder")
 
@@ -586,18 +587,19 @@ def check_classes(sets, data):
 
 def open_data(cfg, splits, views="1x1"):
     """
-    The data set cfg["data"] -> {split: VideoSet}; prints what was found. It is toy, a name of
+    The data set cfg["data"] -> {split: VideoSet}; prints what was found. It is a name of TOYS or
     NAMED, a folder or a list file. 'train' has training's samples, any other split evaluation's
     `views`.
     Raises FileNotFoundError with the expected layout, ValueError for unknown names and labels.
     """
-    # The toy is drawn, not read.
+    # The toys are drawn, not read.
     data = cfg["data"]
     sets = {}
-    if data == "toy":
+    if data in TOYS:
+        make, classes = (toy_split, TOY_CLASSES) if data == "toy" else (far_split, FAR_CLASSES)
         for split in splits:
-            clips, labels = toy_split(split, cfg["seed"], cfg["num_frames"], cfg["image_size"])
-            sets[split] = VideoSet(clips, labels.tolist(), TOY_CLASSES, cfg,
+            clips, labels = make(split, cfg["seed"], cfg["num_frames"], cfg["image_size"])
+            sets[split] = VideoSet(clips, labels.tolist(), classes, cfg,
                                    None if split == "train" else views)
         return sets
 
@@ -1509,6 +1511,58 @@ def draw_l(x, y, angle, radius, size):
     return (0.5 - torch.minimum(foot, stem) * r * size / 2).clamp(0, 1)
 
 
+FAR_CLASSES = ["0 degrees", "90 degrees", "180 degrees", "270 degrees"]
+
+
+def far_clips(n, seed, num_frames=8, size=32, together=1):
+    """
+    n clips -> uint8 (n, T, S, S, 3), labels (n,): an L near one edge in the first frame, another
+    one near the opposite edge in the last, and nothing but noise between. The class is how the
+    second is turned against the first. together: so many clips in a row share all but that; 16 have
+    each of 4 turns of the first with each of the second, so that whoever sees only one of the two,
+    or only what is between, is right in exactly one of four. 0.4 ms a clip of 8 frames.
+    """
+    g = torch.Generator().manual_seed(seed)
+
+    def uniform(low, high, *shape):
+        drawn = torch.rand(n // together, *shape, generator=g) * (high - low) + low
+        return drawn.repeat_interleave(together, 0)
+
+    # All 16 pairs of turns, one after the other.
+    first = torch.arange(n) // 4 % 4
+    second = torch.arange(n) % 4
+    labels = (second - first) % 4
+    turns = torch.stack([first, second], 1) * torch.pi / 2  # (n, 2)
+
+    # Which edge comes first, and where along the two edges; units as in toy_clips.
+    edge = (uniform(0, 4, 1).long() * torch.pi / 2)
+    away = torch.tensor([[-.6, .6]])
+    along = uniform(-.5, .5, 2)
+    x = away * edge.cos() - along * edge.sin()
+    y = away * edge.sin() + along * edge.cos()
+    alpha = draw_l(x, y, turns, torch.full((n, 2), .35), size)[..., None]  # (n, 2, S, S, 1)
+
+    # Dark ground, a bright L at both ends, noise everywhere.
+    ground = uniform(0, .3, 3)[:, None, None, None]
+    colour = uniform(.6, 1, 3)[:, None, None, None]
+    clips = torch.empty(n, num_frames, size, size, 3, dtype=torch.uint8)
+    for i in range(0, n, together):
+        own = slice(i, i + together)
+        image = ground[own].expand(-1, num_frames, size, size, -1).clone()
+        image[:, [0, -1]] += alpha[own] * (colour[own] - ground[own])
+        image += 0.05 * torch.randn(image.shape[1:], generator=g)  # the same for all of them
+        clips[own] = (image * 255 + 0.5).clamp(0, 255).to(torch.uint8)
+    return clips, labels
+
+
+@functools.lru_cache(maxsize=6)
+def far_split(split, seed, num_frames=8, size=32):
+    """-> clips, labels of toy_far. 'train': 2048, 'val': 32 times 16 that differ in turns alone."""
+    if split == "train":
+        return far_clips(2048, torch_seed(generator(TOY, seed, 2)), num_frames, size)
+    return far_clips(512, torch_seed(generator(TOY, seed, 3)), num_frames, size, together=16)
+
+
 @functools.lru_cache(maxsize=6)
 def toy_split(split, seed, num_frames=8, size=64):
     """-> clips, labels. 'train': 2048. 'val': 256 others, then their exact reversals, noise too."""
@@ -1518,6 +1572,11 @@ def toy_split(split, seed, num_frames=8, size=64):
         return toy_clips(2048, torch_seed(generator(TOY, seed, 0)), num_frames, size)[:2]
     clips, labels, _ = toy_clips(256, torch_seed(generator(TOY, seed, 1)), num_frames, size)
     return torch.cat([clips, clips.flip(1)]), torch.cat([labels, labels ^ 1])
+
+
+def toy_masks(n, seed, num_frames=8, size=64):
+    """n of the toy's clips that are not trained on, with masks of the L: see toy_clips."""
+    return toy_clips(n, torch_seed(generator(TOY, seed, 1)), num_frames, size)
 
 
 def make_toy(folder, seed=0):
@@ -1740,7 +1799,7 @@ def contact_sheet(dataset, path, rows=8):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description="Check a data set, draw what the network sees, write the toy data as mp4.")
-    parser.add_argument("--data", default="toy", help=f"toy, {', '.join(NAMED)}, a folder, "
+    parser.add_argument("--data", default="toy", help=f"{', '.join(TOYS + NAMED)}, a folder, "
                         "or a list file (default toy)")
     parser.add_argument("--root", default="", help="where the videos are (default data/NAME)")
     parser.add_argument("--split", default="ready", choices=SETTINGS["split"][1],
@@ -1766,7 +1825,7 @@ if __name__ == "__main__":
             sys.exit(f"error: {error}")
 
     # The settings of a recipe's clips, without what train.py's changes for a data set.
-    toy = args.data == "toy"
+    toy = args.data in TOYS
     cfg = {name: default for name, (default, _, _) in SETTINGS.items()}
     cfg |= PIPELINES["toy" if toy else "focal" if args.data in NAMED else "own"]
     cfg |= dict(data=args.data, root=args.root, split=args.split, seed=0, num_frames=8,

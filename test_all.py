@@ -33,6 +33,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+import backbone as B
 import data as D
 import linear_attn as A
 import train
@@ -2503,6 +2504,156 @@ def test_prediction_goes_through_folders_and_through_time(videos, tmp_path, caps
 
     (tmp_path / "none").mkdir()
     assert "none: no video in this folder" in command(*words, tmp_path / "none")
+
+
+# --------------------------------------------------- looking inside, the second toy, cost
+
+def test_dependence_is_the_gradient_times_the_input(tmp_path):
+    """By finite differences, and on a network that is linear: its weights times the input."""
+    class Linear(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.Identity()
+            self.weight = seeded((2, 3, 2, 4, 4), 3)
+
+        def forward(self, x, maps):
+            maps.append([{}])
+            return self.norm((x[:, None] * self.weight).flatten(2).sum(-1))
+    x = seeded((1, 3, 2, 4, 4), 4)
+    model = Linear()
+    scores, maps, gates = train.look_inside(model, x)
+    winner = model(x, []).argmax()
+    close(maps["what the answer depends on"], (model.weight[winner] * x[0]).abs().sum(0))
+    close(scores, model(x, [])[0].softmax(-1))
+
+    torch.manual_seed(0)
+    net = create_model("focal_toy", 8, 4, 32).eval().double()
+    x = torch.randn(1, 3, 4, 32, 32, dtype=torch.float64)
+    scores, maps, gates = train.look_inside(net, x)
+    winner = net(x).argmax()
+    for place in ((0, 5, 7), (3, 20, 30)):
+        total = 0
+        for colour in range(3):
+            step = torch.zeros_like(x)
+            step[(0, colour, *place)] = 1e-4
+            slope = (net(x + step) - net(x - step))[0, winner] / 2e-4
+            total += (slope * x[(0, colour, *place)]).abs()
+        close(maps["what the answer depends on"][place], total.detach(), rtol=1e-4, atol=1e-9)
+
+    # Modulators and gates, as the first block gives them.
+    found = []
+    net(x, found)
+    close(maps["spatial modulator, first block"], found[0][0]["spatial"][0].norm(dim=-1))
+    close(maps["temporal modulator, last block"], found[-1][-1]["temporal"][0].norm(dim=-1))
+    close(torch.tensor(gates["gates temporal, last block"]),
+          found[-1][-1]["gates_temporal"].abs().mean((0, 1, 2, 3)), check_dtype=False)
+
+
+@pytest.mark.parametrize("pattern", ("joint", "time+space", "space+time", "window+grid"))
+def test_the_attention_that_is_shown_is_that_of_the_strongest_token(pattern):
+    """Weights of softmax written out, for the tokens of its group, in their places."""
+    torch.manual_seed(0)
+    net = create_model("lvt_toy", 8, 4, 32, patch=8, stride=8, kernel="softmax", fixation="none",
+                       pattern=pattern, window=(2, 2, 2)).eval()
+    x = torch.randn(1, 3, 4, 32, 32)
+    scores, maps, _ = train.look_inside(net, x)
+    shown = maps["attention of the strongest token"]
+    assert shown.shape == (4, 4, 4)
+
+    # What the last attention got, and which of the final tokens argues most for the answer.
+    mixer = net.blocks[-1].mixers[-1]
+    got = {}
+    mixer.qkv.register_forward_hook(lambda module, given, out: got.update(qkv=out))
+    net.norm.register_forward_hook(lambda module, given, out: got.update(tokens=out))
+    net(x)
+    argues = net.head(got["tokens"])[0, ..., scores.argmax()]  # (4, 4, 4)
+    t, h, w = (int(i) for i in np.unravel_index(int(argues.argmax()), (4, 4, 4)))
+    q, k, v = got["qkv"].chunk(3, -1)
+    k = mixer.shift(k) if mixer.shift_first else k
+    seen = shown.isfinite()
+    word = pattern.split("+")[-1]
+    assert torch.equal(seen.flatten(), allowed(word, 4, 4, 4, (2, 2, 2))[16 * t + 4 * h + w])
+    weights = 0
+    for head in range(2):
+        own = slice(32 * head, 32 * head + 32)
+        weights = weights + (k[0][seen][:, own] @ q[0, t, h, w, own] / 32**0.5).softmax(-1) / 2
+    close(shown[seen], weights)
+    assert shown[seen].sum().item() == pytest.approx(1, abs=1e-5)
+
+
+def test_shares_on_the_l_worked_by_hand():
+    mask = torch.zeros(2, 4, 4, dtype=torch.bool)
+    mask[0, :2] = True  # 8 of 32 pixels
+    even = torch.ones(2, 2, 2)
+    assert train.share_on(even, mask) == pytest.approx(1)
+    assert train.share_on(mask.float(), mask) == pytest.approx(4)
+    upper = torch.zeros(2, 2, 2)
+    upper[0] = torch.tensor([[3., 3.], [1., 1.]])  # 3/4 on the L, which covers 1/4
+    assert train.share_on(upper, mask) == pytest.approx(3)
+    upper[1] = math.nan  # the second frame is out of sight: the L covers half of the rest
+    assert train.share_on(upper, mask) == pytest.approx(1.5)
+
+
+def test_looking_draws_a_picture_and_prints_a_table(videos, tmp_path, capsys):
+    words = ["--out", tmp_path, "--device", "cpu"]
+    assert command("--steps", 1, *words) == 0
+    init = ["--init", tmp_path / "last.pt"]
+    assert command("--look", "toy:clockwise", *init, *words) == 0
+    assert re.search(r"look.png: [a-z]+, \d+.\d %", capsys.readouterr().out)
+    from PIL import Image
+    with Image.open(tmp_path / "look.png") as picture:
+        assert picture.width > 900 and len(picture.getcolors(2**24)) > 1000
+    assert command("--look", videos / "val" / "aim" / "0.mp4", *init, *words) == 0
+    capsys.readouterr()
+    assert command("--look", "toy", *init, *words) == 0
+    said = capsys.readouterr().out
+    assert "64 clips of the toy" in said and said.count("\n| ") == 6
+    assert "the toy's classes are left, right" in command("--look", "toy:x", *init, *words)
+    assert "--look needs weights: --init FILE" in command("--look", "toy")
+
+
+def test_the_second_toy_cannot_be_solved_from_one_of_its_two_letters():
+    """Each first frame, each last frame, and what is between go with all classes alike."""
+    for frames in (8, 16):
+        clips, labels = D.far_split("val", 0, frames, 32)
+        assert clips.shape == (512, frames, 32, 32, 3)
+        for part in (clips[:, 0], clips[:, 1:-1], clips[:, -1], clips[:, :-1], clips[:, 1:]):
+            classes = {}
+            for image, label in zip(part.numpy(), labels.tolist()):
+                classes.setdefault(image.tobytes(), []).append(label)
+            assert all(sorted(own) == sorted([0, 1, 2, 3] * (len(own) // 4))
+                       for own in classes.values())
+        train_clips, train_labels = D.far_split("train", 0, frames, 32)
+        assert not {clip.tobytes() for clip in train_clips[:, 0].numpy()} & {
+            clip.tobytes() for clip in clips[:, 0].numpy()}
+        assert torch.bincount(train_labels).tolist() == [512] * 4
+
+    # The label, seen: the last L is the first one, turned by it (screen coordinates: clockwise).
+    clips, labels = D.far_clips(32, 5, 8, 64)
+    for clip, label in zip(clips.float().mean(-1), labels):
+        level = (clip[0].max() + clip[1].mean()) / 2
+        first, last = (image[tuple(slice(int(k.min()), int(k.max()) + 1) for k in
+                                   torch.where(image > level))] > level for image in clip[[0, -1]])
+        agree = []
+        for turn in range(4):
+            turned = torch.rot90(first, -turn)
+            h = min(turned.shape[0], last.shape[0])
+            w = min(turned.shape[1], last.shape[1])
+            agree.append((turned[:h, :w] == last[:h, :w]).float().mean())
+        assert int(np.argmax(agree)) == label
+
+
+def test_cost_against_size_is_measured_and_skips_what_takes_too_long(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(B, "SCALED", {"toy": dict(name="focal_toy")})
+    monkeypatch.setattr(B, "FRAMES", [(2, 64), (4, 64), (4096, 64)])
+    monkeypatch.setattr(B, "PIXELS", [(4, 64), (4, 96)])
+    B.scale(limit=3)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| toy")]
+    assert len(rows) == 4 and rows[2].endswith("skipped | |")
+    macs = count_macs(create_model("focal_toy", 8, 4, 64)) / 1e9
+    assert f"| 4 | 64 | {macs:.1f} G | " in rows[1] and float(rows[1].split("|")[6]) > 100
+    assert (tmp_path / "scale.png").stat().st_size > 10000
 
 
 # --------------------------------------------------- mistakes

@@ -50,10 +50,11 @@ from tqdm import tqdm
 
 from backbone import (MODELS, arguments, count_macs, create_model, load_weights, read_checkpoint,
                       weights_of)
-from data import (NAMED, PIPELINES, STEP, TOY_CLASSES, WEIGHTS, BadVideo, VideoSet, class_names,
-                  generator, length_in_seconds, loader, mix, open_data, parse_views, prepare,
-                  segment_of, steps_in_epoch, stream, torch_seed, videos_below)
+from data import (NAMED, PIPELINES, STEP, TOY_CLASSES, TOYS, WEIGHTS, BadVideo, VideoSet,
+                  class_names, generator, length_in_seconds, loader, mix, open_data, parse_views,
+                  prepare, segment_of, steps_in_epoch, stream, torch_seed, toy_masks, videos_below)
 from data import SETTINGS as CLIPS
+from linear_attn import Attention, attention_map, group
 
 
 # --------------------------------------------------- settings
@@ -77,6 +78,7 @@ RUN = {
     "eval": (False, None, "evaluate --init on the validation videos; writes OUT/predictions.csv"),
     "predict": ((), None, "print the most probable classes of these videos, or folders of them"),
     "every": (0.0, (0, 1e6), "predict: a line for each so many seconds of a video; 0: one for all"),
+    "look": ("", None, "draw what happens inside for a video, or for toy:CLASS; toy: in numbers"),
     "sweep": ((), None, "a table, one row for each 'name=value name=value'; '' changes nothing"),
     "seeds": (3, (1, 100), "of each row of --sweep: seed, seed + 1, .."),
 }
@@ -84,7 +86,7 @@ RUN = {
 # How a network learns: the recipe of the Video-FocalNets.
 LEARNING = {
     # what is learned, and by what
-    "data": ("toy", None, f"toy, {', '.join(NAMED)}, a folder of class folders, or a list file"),
+    "data": ("toy", None, f"{', '.join(TOYS + NAMED)}, a folder of class folders, or a list file"),
     "model": ("focal_toy", tuple(MODELS), "see backbone.py"),
     "seed": (0, (0, 2**31), "of weights, order, augmentation and toy data"),
     "freeze": (False, None, "train the head only, on features computed once for each clip: these "
@@ -152,6 +154,17 @@ TOY = PIPELINES["toy"] | dict(
     clip_grad=1.0,
 )
 
+# The second toy: small images, small patches, so that near and far differ.
+FAR = TOY | dict(
+    epochs=10.0,
+    optimizer="adamw",
+    base_lr=0.003,
+    betas=(0.9, 0.98),
+    weight_decay=0.05,
+    image_size=32,
+    patch=4,
+)
+
 # Ours, by trial: a few hundred clips, from nothing or from weights.
 OWN = PIPELINES["own"] | dict(
     epochs=120.0,
@@ -174,6 +187,7 @@ RECIPES = {
     # Video-FocalNets: the released configs differ in the model and in flips only.
     "focal": {
         "toy": TOY,
+        "toy_far": FAR,
         "own": OWN,
         "k400": FOCAL,
         "k600": FOCAL,
@@ -184,6 +198,7 @@ RECIPES = {
     # From a fresh start the transformer does not learn with sgd; the papers start from images.
     "lvt": {
         "toy": TOY | dict(optimizer="adamw", base_lr=0.003, betas=(0.9, 0.98), weight_decay=0.05),
+        "toy_far": FAR,
         "own": OWN,
         "k400": LVT_KINETICS,
         "k600": LVT_KINETICS,
@@ -192,6 +207,7 @@ RECIPES = {
     # Ours: plain ViTs are trained as the transformer is.
     "vit": {
         "toy": TOY | dict(optimizer="adamw", base_lr=0.003, betas=(0.9, 0.98), weight_decay=0.05),
+        "toy_far": FAR,
         "own": OWN,
         "k400": LVT_KINETICS,
         "ssv2": LVT,
@@ -482,6 +498,194 @@ def print_scores(clip, scores, classes, cfg):
     print(clip)
     for value, c in zip(values, best):
         print(f"  {100 * value:7.3f} %  {classes[c]}")
+
+
+# --------------------------------------------------- looking inside
+
+def look_inside(model, x):
+    """
+    One clip x (1, 3, T, S, S) through the network, and back -> scores (classes,), and two dicts by
+    name: maps (t, h, w), where something is large, and gates, a list of numbers for each block.
+        modulators     their length in each token, in the first and in the last block
+        attention      what the token that argues most for the answer attends to, in the last one
+        dependence     |gradient of the winning logit times input|, summed over colours
+    """
+    # Forward, with the mixers' maps, and the tokens that the mean before the head is taken of.
+    tokens = []
+    hook = model.norm.register_forward_hook(lambda module, given, out: tokens.append(out.detach()))
+    found = []
+    model.eval()
+    x = x.detach().requires_grad_()
+    logits = model(x, found)
+    hook.remove()
+
+    # Back: how the winning logit would change with each pixel, times the pixel.
+    winner = logits[0].argmax()
+    gradient, = torch.autograd.grad(logits[0, winner], x)
+    dependence = (gradient * x.detach()).abs().sum(1)[0]  # (T, S, S)
+
+    # What the mixers had to show.
+    blocks = [block for stage in found for block in stage]
+    maps = {}
+    gates = {}
+    for place, block in (("first block", blocks[0]), ("last block", blocks[-1])):
+        for name in ("spatial", "temporal"):
+            if name in block:
+                maps[f"{name} modulator, {place}"] = block[name][0].detach().norm(dim=-1)
+        for name in ("gates", "gates_temporal"):
+            if name in block:
+                means = block[name].detach().abs().mean((0, 1, 2, 3)).tolist()
+                gates[f"{name}, {place}".replace("_", " ")] = means
+
+    # Attention: the network's head says of each token alone what it argues for.
+    mixer = [module for module in model.modules() if isinstance(module, Attention)][-1:]
+    if mixer and "q" in blocks[-1]:
+        argues = model.head(tokens[0])[0, ..., winner].detach()  # (t, h, w)
+        maps["attention of the strongest token"] = attention_of(
+            mixer[0], blocks[-1], int(argues.argmax()), argues.shape)
+    maps["what the answer depends on"] = dependence
+    return logits[0].detach().softmax(-1), maps, gates
+
+
+def attention_of(mixer, block, token, grid):
+    """
+    The weights with which one token attends to the others, a mean over heads -> (t, h, w), 0 where
+    it does not look, nan where it cannot: not its group. token: its number in the grid (t, h, w).
+    """
+    if mixer.shifted or mixer.kv_pool != (1, 1, 1) or "|" in mixer.pattern:
+        raise ValueError("--look: shifted windows, kv_pool and patterns with | cannot be drawn")
+
+    # Which tokens are in each group, and in which group, at which place, is ours?
+    places = torch.arange(math.prod(grid)).view(1, *grid, 1, 1)
+    places = group(places, mixer.pattern, mixer.window)[:, 0, :, 0]  # (groups, N)
+    where, at = (places == token).nonzero()[0].tolist()
+    q = block["q"][where].detach()  # (heads, N, d)
+    k = block["k"][where].detach()
+    weights = attention_map(mixer.kernel, q, k, **mixer.kernel_arguments(k.shape[-2]))
+    seen = torch.full((math.prod(grid),), math.nan)
+    seen[places[where]] = weights[:, at].abs().mean(0).float().cpu()
+    return seen.view(grid)
+
+
+def clip_to_look_at(classes, cfg):
+    """The clip of --look, a batch of one; toy:left is the first of that class to validate with."""
+    word, _, name = cfg["look"].partition(":")
+    if word != "toy":
+        dataset = VideoSet([cfg["look"]], [0], classes, cfg, views="1x1")
+        return torch.utils.data.default_collate([dataset[0, 0]])
+    if name not in TOY_CLASSES:
+        raise ValueError(f"--look {cfg['look']}: the toy's classes are {', '.join(TOY_CLASSES)}")
+    dataset = open_data(cfg | dict(data="toy"), ["val"])["val"]
+    first = dataset.labels.index(TOY_CLASSES.index(name))
+    return torch.utils.data.default_collate([dataset[0, first]])
+
+
+def look(model, classes, cfg):
+    """Draws what happens inside for one clip, OUT/look.png; for --look toy prints a table -> 0."""
+    if cfg["look"] == "toy":
+        print_shares(model, cfg)
+        return 0
+    batch = clip_to_look_at(classes, cfg)
+    if batch["bad"][0]:
+        raise BadVideo(batch["bad"][0])
+    scores, maps, gates = look_inside(model, prepare(batch, cfg))
+    value, winner = scores.max(0)
+    path = os.path.join(cfg["out"], "look.png")
+    os.makedirs(cfg["out"], exist_ok=True)
+    draw_maps(batch["clip"][0, 0], maps, gates, path,
+              f"{cfg['look']}: {classes[winner]}, {100 * value:.1f} %")
+    print(f"{path}: {classes[winner]}, {100 * value:.1f} %")
+    return 0
+
+
+def draw_maps(frames, maps, gates, path, title):
+    """
+    A picture: a row of frames (T, S, S, 3), a row for each map, over the frames, in its own
+    colours; below, the gates as bars.
+    """
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    # Eight frames of a longer clip are enough to see.
+    T, S = frames.shape[:2]
+    chosen = np.linspace(0, T - 1, min(T, 8)).round().astype(int)
+    columns = len(chosen)
+    rows = 1 + len(maps) + bool(gates)
+    figure = plt.figure(figsize=(1.25 * columns + 2.6, 1.3 * rows + 0.4))
+    grid = figure.add_gridspec(rows, columns + 1, width_ratios=[1] * columns + [0.12], wspace=0.06,
+                               left=0.19, right=0.93, top=1 - 0.45 / (1.3 * rows + 0.4),
+                               bottom=0.06, hspace=0.12)
+    figure.suptitle(title, fontsize=12)
+
+    # The clip, then what there is in it.
+    for row, name in enumerate(["clip", *maps]):
+        if row:
+            heat = F.interpolate(maps[name][None, None].float().cpu(), (T, S, S))[0, 0].numpy()
+            low = np.nanmin(heat)
+            high = np.nanquantile(heat, 0.995)  # a few pixels do not darken the rest
+        for column, t in enumerate(chosen):
+            axis = figure.add_subplot(grid[row, column])
+            axis.set(xticks=[], yticks=[])
+            if row == 0:
+                axis.imshow(frames[t].numpy())
+            else:
+                axis.imshow(frames[t].float().mean(-1).numpy(), cmap="gray", vmin=0, vmax=255)
+                image = axis.imshow(heat[t], cmap="inferno", vmin=low, vmax=high, alpha=0.7)
+            if column == 0:
+                axis.set_ylabel(name.replace(", ", "\n").replace(" of the", "\nof the").replace(
+                    " depends", "\ndepends"), rotation=0, ha="right", va="center", fontsize=9)
+        if row:
+            bar = figure.colorbar(image, cax=figure.add_subplot(grid[row, -1]), ticks=[low, high])
+            bar.ax.set_yticklabels([f"{low:.2g}", f"{high:.2g}"], fontsize=8)
+
+    # Bars: a group for each block and branch, a bar for each level, the last one is global.
+    if gates:
+        axis = figure.add_subplot(grid[-1, :columns])
+        for place, (name, means) in enumerate(gates.items()):
+            left = place * (len(means) + 1) + np.arange(len(means))
+            axis.bar(left, means, color=plt.cm.viridis(np.linspace(0.15, 0.85, len(means))))
+            axis.text(left.mean(), -0.04, name.replace(", ", "\n"), ha="center", va="top",
+                      fontsize=8, transform=axis.get_xaxis_transform())
+        axis.set(xticks=[])
+        axis.tick_params(labelsize=8)
+        axis.set_ylabel("mean |gate|\nlevel 1 .. global", rotation=0, ha="right", va="center",
+                        fontsize=9)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def print_shares(model, cfg, clips=64):
+    """
+    How much of each map lies on the L, over 64 clips of the toy to validate with, against the share
+    of the pixels that the L covers: 1.0 is a blind guess. Mean, and the standard error of it.
+    """
+    # The toy knows where its L is.
+    images, labels, masks = toy_masks(clips, cfg["seed"], cfg["num_frames"], cfg["image_size"])
+    found = collections.defaultdict(list)
+    right = 0
+    for image, label, mask in zip(images, labels, masks):
+        scores, maps, _ = look_inside(model, prepare(dict(clip=image[None]), cfg))
+        right += int(scores.argmax() == label)
+        for name, heat in maps.items():
+            found[name].append(share_on(heat.cpu(), mask))
+
+    print(f"{cfg['init']}, {clips} clips of the toy, {100 * right / clips:.1f} % right\n")
+    print("| map | share on the L / its share of the pixels | standard error |\n|---|---|---|")
+    for name, values in found.items():
+        print(f"| {name} | {np.mean(values):.2f} | {np.std(values) / len(values)**0.5:.2f} |")
+
+
+def share_on(heat, mask):
+    """
+    heat (t, h, w), nan outside of what was looked at; mask (T, S, S) bool -> the share of the heat
+    that lies on the mask, divided by the share of the pixels that does.
+    """
+    # The mask in the map's tokens: how much of each is covered.
+    covered = F.adaptive_avg_pool3d(mask[None, None].float(), heat.shape)[0, 0]
+    seen = ~heat.isnan()
+    on = (heat[seen] * covered[seen]).sum() / heat[seen].sum()
+    return float(on / covered[seen].mean())
 
 
 # --------------------------------------------------- a linear probe
@@ -1196,7 +1400,7 @@ def where_to_run(cfg):
     workers = cfg["workers"]
     if workers == -1:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes on this machine
-        workers = 0 if cfg["data"] == "toy" else max(1, os.cpu_count() // here)
+        workers = 0 if cfg["data"] in TOYS else max(1, os.cpu_count() // here)
     return cfg | dict(device=name, world=world, rank=rank, dtype=dtype, workers=workers)
 
 
@@ -1301,7 +1505,7 @@ def build_model(cfg, classes, resumed, initial):
         model.load_state_dict(resumed["model"])
     elif initial:
         done = load_weights(model, initial, cfg["temporal_init"], where=cfg["init"])
-        if done["left_over"] and (cfg["eval"] or cfg["predict"]):
+        if done["left_over"] and (cfg["eval"] or cfg["predict"] or cfg["look"]):
             raise ValueError(f"{cfg['init']} was not trained on the {len(classes)} classes of "
                              f"{cfg['data']}: its head does not fit")
     elif cfg["weight_init"] == "released":
@@ -1398,6 +1602,9 @@ def read_start(cfg):
     if cfg["resume"] and (cfg["init"] or cfg["eval"] or cfg["predict"]):
         raise ValueError("--resume goes on with training: leave --init, --eval and --predict out")
 
+    if cfg["look"] and not cfg["init"]:
+        raise ValueError("--look needs weights: --init FILE, as in --init out/best.pt")
+
     # Weights to start from, or nothing: then the network starts from its seed.
     if not cfg["resume"]:
         return {}, read_checkpoint(cfg["init"]) if cfg["init"] else {}
@@ -1443,7 +1650,7 @@ def run(words):
 
     # These settings stand between the recipe and the flags.
     saved = resumed.get("settings")
-    if start["eval"] or start["predict"]:
+    if start["eval"] or start["predict"] or start["look"]:
         saved = initial.get("settings")
     cfg = where_to_run(resolve(flags, saved))
     if resumed:
@@ -1452,11 +1659,12 @@ def run(words):
         sys.stdout = open(os.devnull, "w")  # only rank 0 prints
 
     # No data set is needed to predict; one view is what a quick look wants.
-    if cfg["predict"]:
+    if cfg["predict"] or cfg["look"]:
         if "views" not in flags:
             cfg["views"] = "1x1"
         classes = classes_of(initial, cfg)
-        return predict(build_model(cfg, classes, resumed, initial), classes, cfg)
+        use = predict if cfg["predict"] else look
+        return use(build_model(cfg, classes, resumed, initial), classes, cfg)
 
     # Data, model, processes. The data comes first: it knows the classes.
     sets = open_sets(cfg, initial.get("classes"))
