@@ -965,9 +965,17 @@ def time_and_memory(options, frames, pixels):
         times.append(time.perf_counter() - started)
     if device == "cuda":
         return min(times), torch.cuda.max_memory_allocated() / 2**20
+    return min(times), peak_memory()
+
+
+def peak_memory():
+    """MiB that this process had at most, the code of Python and torch included."""
+    # On Linux; what `resource` says there may be the peak of the process that started this one.
+    if os.path.exists("/proc/self/status"):
+        with open("/proc/self/status") as file:
+            return int(re.search(r"VmHWM:\s+(\d+) kB", file.read())[1]) / 2**10
     import resource
-    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return min(times), kib / 2**10 / (2**10 if sys.platform == "darwin" else 1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes, on a Mac
 
 
 def scale(limit=30):

@@ -2648,7 +2648,7 @@ def test_cost_against_size_is_measured_and_skips_what_takes_too_long(tmp_path, m
     monkeypatch.setattr(B, "SCALED", {"toy": dict(name="focal_toy")})
     monkeypatch.setattr(B, "FRAMES", [(2, 64), (4, 64), (4096, 64)])
     monkeypatch.setattr(B, "PIXELS", [(4, 64), (4, 96)])
-    B.scale(limit=3)
+    B.scale(limit=1)
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| toy")]
     assert len(rows) == 4 and rows[2].endswith("skipped | |")
     macs = count_macs(create_model("focal_toy", 8, 4, 64)) / 1e9

@@ -167,7 +167,7 @@ FAR = TOY | dict(
 
 # Ours, by trial: a few hundred clips, from nothing or from weights.
 OWN = PIPELINES["own"] | dict(
-    epochs=120.0,
+    epochs=200.0,
     warmup=0.1,
     batch_size=8,
     optimizer="adamw",
