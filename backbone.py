@@ -826,6 +826,7 @@ def load_weights(model, path_or_state_dict, temporal_init="fresh", where="weight
     if inflate:
         start = "fresh" if temporal_init == "fresh" else "start as the identity"
         report += f"; inflated from an image network, {len(temporal)} temporal tensors {start}"
+    # What was left out.
     if class_token is not None:
         report += "; class token dropped: this network pools by mean"
     if swapped:
@@ -855,12 +856,15 @@ def fit_all(where, state, own, fresh):
     swapped = []
     problems = []
     for key, value in state.items():
+        # What this network has no place for.
         if not torch.is_tensor(value):
             problems.append(f"unexpected: {key}, a {type(value).__name__}")
             continue
         if key not in own:
             problems.append(f"unexpected: {key} {tuple(value.shape)}")
             continue
+
+        # What fits, maybe in another shape, or may stay fresh.
         tensor = fitted(key, value, own[key])
         if tensor is not None:
             result[key] = tensor
@@ -987,9 +991,11 @@ def scale(limit=30):
     where = torch.cuda.get_device_name() if gpu else "CPU, one thread"
     print(f"one clip forward, float32, {where}, torch {torch.__version__}\n")
     print("| model | frames | pixels | multiply-adds | seconds | MiB |\n|---|---|---|---|---|---|")
+
+    # From small to large, so that the point before tells what the next one takes.
     found = {}
     for label, options in SCALED.items():
-        pace = 0.0  # seconds for a multiply-add, from the point before
+        pace = 0.0  # seconds for a multiply-add
         for frames, pixels in dict.fromkeys(FRAMES + PIXELS + LARGE * gpu):
             with torch.device("meta"):
                 macs = count_macs(create_model(**options, num_frames=frames, image_size=pixels))
@@ -1025,11 +1031,14 @@ def draw_scale(found, path, where):
                 there = [point for point in points if (label, *point) in found]
                 axis.plot([point[j] for point in there],
                           [found[label, *point][i] for point in there], "o-", label=label)
+
+            # Straight lines are powers; the sizes themselves are the ticks.
             axis.set(xscale="log", yscale="log", title=what,
                      xlabel="pixels a side, 8 frames" if j else "frames of 224 x 224")
             ticks = [point[j] for point in points]
             axis.set_xticks(ticks, ticks)
             axis.minorticks_off()
+    # One legend for all four.
     axes[0].legend(fontsize=8)
     figure.suptitle(f"one clip forward, float32, {where}", fontsize=10)
     figure.tight_layout()

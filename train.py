@@ -32,6 +32,7 @@ import os
 import re
 import signal
 import sys
+import textwrap
 import time
 
 # The threads of a sum wait for each other. By default they spin, and where something else wants the
@@ -582,6 +583,7 @@ def clip_to_look_at(classes, cfg):
 
 def look(model, classes, cfg):
     """Draws what happens inside for one clip, OUT/look.png; for --look toy prints a table -> 0."""
+    # A table, or a picture.
     if cfg["look"] == "toy":
         print_shares(model, cfg)
         return 0
@@ -590,6 +592,8 @@ def look(model, classes, cfg):
         raise BadVideo(batch["bad"][0])
     scores, maps, gates = look_inside(model, prepare(batch, cfg))
     value, winner = scores.max(0)
+
+    # The answer stands above the picture.
     path = os.path.join(cfg["out"], "look.png")
     os.makedirs(cfg["out"], exist_ok=True)
     draw_maps(batch["clip"][0, 0], maps, gates, path,
@@ -607,37 +611,24 @@ def draw_maps(frames, maps, gates, path, title):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    # Eight frames of a longer clip are enough to see.
+    # A grid with a column for each frame, eight of a longer clip, and one for the colour bars.
     T, S = frames.shape[:2]
     chosen = np.linspace(0, T - 1, min(T, 8)).round().astype(int)
     columns = len(chosen)
     rows = 1 + len(maps) + bool(gates)
-    figure = plt.figure(figsize=(1.25 * columns + 2.6, 1.3 * rows + 0.4))
+    height = 1.3 * rows + 0.4  # inches
+    figure = plt.figure(figsize=(1.25 * columns + 2.6, height))
     grid = figure.add_gridspec(rows, columns + 1, width_ratios=[1] * columns + [0.12], wspace=0.06,
-                               left=0.19, right=0.93, top=1 - 0.45 / (1.3 * rows + 0.4),
-                               bottom=0.06, hspace=0.12)
+                               hspace=0.12, left=0.19, right=0.93, bottom=0.06,
+                               top=1 - 0.45 / height)
     figure.suptitle(title, fontsize=12)
 
     # The clip, then what there is in it.
-    for row, name in enumerate(["clip", *maps]):
-        if row:
-            heat = F.interpolate(maps[name][None, None].float().cpu(), (T, S, S))[0, 0].numpy()
-            low = np.nanmin(heat)
-            high = np.nanquantile(heat, 0.995)  # a few pixels do not darken the rest
-        for column, t in enumerate(chosen):
-            axis = figure.add_subplot(grid[row, column])
-            axis.set(xticks=[], yticks=[])
-            if row == 0:
-                axis.imshow(frames[t].numpy())
-            else:
-                axis.imshow(frames[t].float().mean(-1).numpy(), cmap="gray", vmin=0, vmax=255)
-                image = axis.imshow(heat[t], cmap="inferno", vmin=low, vmax=high, alpha=0.7)
-            if column == 0:
-                axis.set_ylabel(name.replace(", ", "\n").replace(" of the", "\nof the").replace(
-                    " depends", "\ndepends"), rotation=0, ha="right", va="center", fontsize=9)
-        if row:
-            bar = figure.colorbar(image, cax=figure.add_subplot(grid[row, -1]), ticks=[low, high])
-            bar.ax.set_yticklabels([f"{low:.2g}", f"{high:.2g}"], fontsize=8)
+    draw_strip(figure, grid, 0, "clip", frames.numpy(), chosen)
+    grey = frames.float().mean(-1).numpy()
+    for row, (name, heat) in enumerate(maps.items(), 1):
+        heat = F.interpolate(heat[None, None].float().cpu(), (T, S, S))[0, 0].numpy()
+        draw_strip(figure, grid, row, name, grey, chosen, heat)
 
     # Bars: a group for each block and branch, a bar for each level, the last one is global.
     if gates:
@@ -655,6 +646,26 @@ def draw_maps(frames, maps, gates, path, title):
     plt.close(figure)
 
 
+def draw_strip(figure, grid, row, name, frames, chosen, heat=None):
+    """A row of the picture: frames side by side, maybe with a map (T, S, S) over them."""
+    # One scale for the row; a few bright pixels do not darken the rest.
+    low, high = (np.nanquantile(heat, (0, 0.995)) if heat is not None else (0, 255))
+    for column, t in enumerate(chosen):
+        axis = figure.add_subplot(grid[row, column])
+        axis.set(xticks=[], yticks=[])
+        axis.imshow(frames[t], cmap="gray", vmin=0, vmax=255)
+        if heat is not None:
+            image = axis.imshow(heat[t], cmap="inferno", vmin=low, vmax=high, alpha=0.7)
+        if column == 0:
+            axis.set_ylabel(textwrap.fill(name.replace(", ", "\n"), 20, replace_whitespace=False),
+                            rotation=0, ha="right", va="center", fontsize=9)
+
+    # What the colours mean.
+    if heat is not None:
+        bar = figure.colorbar(image, cax=figure.add_subplot(grid[row, -1]), ticks=[low, high])
+        bar.ax.set_yticklabels([f"{low:.2g}", f"{high:.2g}"], fontsize=8)
+
+
 def print_shares(model, cfg, clips=64):
     """
     How much of each map lies on the L, over 64 clips of the toy to validate with, against the share
@@ -670,6 +681,7 @@ def print_shares(model, cfg, clips=64):
         for name, heat in maps.items():
             found[name].append(share_on(heat.cpu(), mask))
 
+    # How sure the mean over so many clips is, beside it.
     print(f"{cfg['init']}, {clips} clips of the toy, {100 * right / clips:.1f} % right\n")
     print("| map | share on the L / its share of the pixels | standard error |\n|---|---|---|")
     for name, values in found.items():
@@ -1658,10 +1670,9 @@ def run(words):
     if cfg["rank"] > 0:
         sys.stdout = open(os.devnull, "w")  # only rank 0 prints
 
-    # No data set is needed to predict; one view is what a quick look wants.
+    # No data set is needed to predict or to look.
     if cfg["predict"] or cfg["look"]:
-        if "views" not in flags:
-            cfg["views"] = "1x1"
+        cfg["views"] = cfg["views"] if "views" in flags else "1x1"
         classes = classes_of(initial, cfg)
         use = predict if cfg["predict"] else look
         return use(build_model(cfg, classes, resumed, initial), classes, cfg)
