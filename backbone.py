@@ -33,6 +33,7 @@ Try it: python backbone.py            every preset with its parameters and multi
         python backbone.py --scale    time and memory against frames and pixels, and a plot
 """
 import collections
+import concurrent.futures
 import copy
 import inspect
 import multiprocessing
@@ -996,7 +997,7 @@ def scale(limit=30):
     found = {}
     for label, options in SCALED.items():
         pace = 0.0  # seconds for a multiply-add
-        for frames, pixels in dict.fromkeys(FRAMES + PIXELS + LARGE * gpu):
+        for frames, pixels in dict.fromkeys(FRAMES + PIXELS + (LARGE if gpu else [])):
             with torch.device("meta"):
                 macs = count_macs(create_model(**options, num_frames=frames, image_size=pixels))
             row = f"| {label} | {frames} | {pixels} | {macs / 1e9:.1f} G |"
@@ -1005,10 +1006,11 @@ def scale(limit=30):
                 continue
 
             # What was used before would count as memory: a new process.
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
+            spawn = multiprocessing.get_context("spawn")
+            with concurrent.futures.ProcessPoolExecutor(1, spawn) as pool:
                 try:
-                    point = pool.apply(time_and_memory, (options, frames, pixels))
-                except torch.OutOfMemoryError:
+                    point = pool.submit(time_and_memory, options, frames, pixels).result()
+                except (torch.OutOfMemoryError, concurrent.futures.process.BrokenProcessPool):
                     print(f"{row} out of memory | |", flush=True)
                     continue
             found[label, frames, pixels] = point

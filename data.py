@@ -156,7 +156,7 @@ def torch_seed(rng):
 
 # --------------------------------------------------- find the files
 
-VIDEO_FILES = (".mp4", ".webm", ".avi", ".mkv", ".mov")
+VIDEO_FILES = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv")
 IMAGE_FILES = (".jpg", ".jpeg", ".png")
 
 NO_DATA = """no {split} videos of {data} in {root}. One of these is expected there:
@@ -200,7 +200,7 @@ def videos_below(folder):
     """All video and image files under a folder, sorted; none for a folder that is not there."""
     # Sorted, so that the order does not depend on the disk.
     paths = []
-    for where, _, names in sorted(os.walk(folder)):
+    for where, _, names in sorted(os.walk(folder, followlinks=True)):
         for name in sorted(names):
             # ._x.mp4 is litter that archives made on a Mac leave.
             if name.lower().endswith(VIDEO_FILES + IMAGE_FILES) and not name.startswith("._"):
@@ -209,8 +209,9 @@ def videos_below(folder):
 
 
 def by_stem(folder):
-    """{'78687': '.../78687.webm'}, of all videos under a folder."""
-    return {stem_of(path): path for path in videos_below(folder)}
+    """{'78687': '.../78687.webm'}, of all videos under a folder, not of thumbnails beside them."""
+    return {stem_of(path): path for path in videos_below(folder)
+            if not path.lower().endswith(IMAGE_FILES)}
 
 
 # The finders, one for each layout: (listing, root, split) -> rows (clip, label), where clip is None
@@ -241,25 +242,31 @@ def list_rows(listing, root, split):
     folder is the label; ValueError with the line.
     """
     # A Kinetics table is a csv as well: it has a header, lists have none.
-    with open(listing, encoding="utf-8-sig") as file:  # -sig: some editors put a mark in front
+    with open(listing, encoding="utf-8-sig", errors="replace") as file:
         lines = file.read().splitlines()
     if lines and lines[0].startswith("label,youtube_id"):
         return kinetics_rows(listing, root, split)
 
-    # The label comes last, so that a path may hold spaces and commas.
+    # The label comes last, so that a path may hold spaces and commas. Only a path: its folder.
     rows = []
     for number, line in enumerate(lines, 1):
-        separator = "," if line.rpartition(",")[2].strip().isdigit() else None
-        path, *label = line.rsplit(separator, 1)
-        if not label or not label[0].strip().isdigit():
+        line = line.strip()
+        if not line:
+            continue
+        file, _, _ = segment_of(line)
+        if file.lower().endswith(VIDEO_FILES + IMAGE_FILES):
             path = line
-            label = [os.path.basename(os.path.dirname(line))]
-            if not label[0] or not line.strip().lower().endswith(VIDEO_FILES + IMAGE_FILES):
-                raise ValueError(f"{listing}, line {number}: {line!r} is not 'path label' "
-                                 "or 'path,label' with a number as label")
+            label = os.path.basename(os.path.dirname(file))
+        else:
+            separator = "," if line.rpartition(",")[2].strip().isdigit() else None
+            path, *last = line.rsplit(separator, 1)
+            label = last[0].strip() if last and last[0].strip().isdigit() else ""
+        if not label:
+            raise ValueError(f"{listing}, line {number}: {line[:80]!r} is not 'path label' "
+                             "or 'path,label' with a number as label")
         # An absolute path stays as it is.
         path = os.path.join(root, path.strip())
-        rows.append((path if is_there(path) else None, label[0].strip()))
+        rows.append((path if is_there(path) else None, label))
     return rows
 
 
@@ -299,17 +306,18 @@ def activitynet_rows(listing, root, split):
             path = on_disk.get("v_" + key)
             for one in video["annotations"]:
                 start, end = one["segment"]
-                rows.append((path and f"{path}#t={start:.3f},{end:.3f}", one["label"]))
+                part = f"{path}#t={max(start, 0):.3f},{end:.3f}"
+                rows.append((part if path else None, one["label"]))
     return rows
 
 
 def folder_rows(folder):
-    """Class folders, CLASS/*.mp4: the folder is the label. Files outside of any have none: left."""
+    """Class folders, CLASS/**/*.mp4: the topmost folder is the label. Files beside it are left."""
     rows = []
     for path in videos_below(folder):
-        parent = os.path.dirname(path)
-        if parent != os.path.normpath(folder):
-            rows.append((path, os.path.basename(parent)))
+        label, slash, _ = os.path.relpath(path, folder).partition(os.sep)
+        if slash:
+            rows.append((path, label))
     return rows
 
 
@@ -335,7 +343,8 @@ def other_names(split):
 
 def split_folders(root, split):
     """The folder of a split, in a list; an empty one if there is none."""
-    names = (split, f"videos_{split}", f"{split}_256", f"videos/{split}")
+    names = (split, f"videos_{split}", f"{split}_256", f"videos/{split}",
+             *other_names(split).values())
     folders = [os.path.join(root, name) for name in names]
     return [folder for folder in folders if os.path.isdir(folder)][:1]
 
@@ -383,7 +392,7 @@ def split_rows(rows, seed, by):
     # Who has to stay together, and how many of each class a fifth is.
     groups = collections.defaultdict(list)
     for clip, label in rows:
-        groups[group_of(clip) if by == "group" else clip].append((clip, label))
+        groups[group_of(clip) if by == "group" else segment_of(clip)[0]].append((clip, label))
     total = collections.Counter(label for _, label in rows)
     held = collections.Counter()  # clips to validate with, of each class
 
@@ -401,13 +410,14 @@ def split_rows(rows, seed, by):
     # A class that is one recording has no second one to validate with.
     for label in total:
         if not held[label]:
+            count = sum(any(own == label for _, own in group) for group in groups.values())
             raise ValueError(
                 f"--split {by}: {label!r} cannot be in both splits, its {total[label]} videos are "
-                f"{len({group_of(clip) for clip, own in rows if own == label})} recordings, as "
-                "what is called alike before the last _ stays together; --split file looks at "
-                "single files, or make train/ and val/ yourself")
+                f"{count} recordings (by 'group', what is called alike before the last _ is one; "
+                "by 'file', a file is): add videos, or make train/ and val/ yourself")
     taken = set(val)
-    return dict(train=[row for row in rows if row not in taken], val=val)
+    return dict(train=[row for row in rows if row not in taken],
+                val=[row for row in rows if row in taken])
 
 
 def saved_split(path, root, rows, cfg):
@@ -417,28 +427,37 @@ def saved_split(path, root, rows, cfg):
     """
     # Noted by an earlier run: what it does not know is left out, and counted.
     if os.path.isfile(path):
-        with open(path, newline="", encoding="utf-8") as file:
-            noted = {row["path"]: row["split"] for row in csv.DictReader(file)}
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file)
+            if not {"path", "split"} <= set(table.fieldnames or ()):
+                raise ValueError(f"{path}: its first line must be path,label,split")
+            noted = {row["path"]: row["split"] for row in table}
         splits = dict(train=[], val=[])
         for clip, label in rows:
-            if os.path.relpath(clip, root) in noted:
-                splits[noted[os.path.relpath(clip, root)]].append((clip, label))
+            split = noted.get(os.path.relpath(clip, root))
+            if split in splits:
+                splits[split].append((clip, label))
 
-        # A note that knows none of them is of another data set.
+        # A note that knows none of them is of another data set: a new one takes its place.
         known = len(splits["train"]) + len(splits["val"])
         if known:
             print(f"split: as noted in {path}; {len(rows) - known} videos are not in it: left out")
             return splits
 
-    # A new one, noted with paths from the root on, so that the data set may move.
+    # A new one, noted with paths from the root on, so that the data set may move. An evaluation
+    # makes none: what it was trained on would be in it.
+    if cfg["eval"]:
+        raise ValueError(f"{path} is of another data set than {root}: evaluate one that is split, "
+                         "with --split ready")
     splits = split_rows(rows, cfg["seed"], cfg["split"])
     if path and cfg["rank"] == 0:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        with open(path, "w", newline="", encoding="utf-8") as file:
+        with open(path + ".tmp", "w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow(("path", "label", "split"))
             for split, own in splits.items():
                 table.writerows((os.path.relpath(clip, root), label, split) for clip, label in own)
+        os.replace(path + ".tmp", path)  # another process sees all of it, or nothing
     print(f"split: {len(splits['train'])} to train on, {len(splits['val'])} to validate with"
           + (f"; noted in {path}" if path else ""))
     return splits
@@ -473,7 +492,7 @@ def plain(label):
     return label.strip(' "').replace("_", " ").lower()
 
 
-def names_of_numbers(folder, rows, first):
+def names_of_numbers(folder, rows):
     """
     {'1': 'ApplyEyeMakeup'}: what the numbers of a list mean, from UCF101's classInd.txt or from
     classes.txt beside it, a name a line, or from the folders of its clips, if each number has its
@@ -484,8 +503,11 @@ def names_of_numbers(folder, rows, first):
         with open(os.path.join(folder, "classInd.txt"), encoding="utf-8-sig") as file:
             return dict(line.split(maxsplit=1) for line in file.read().splitlines() if line.strip())
     if os.path.isfile(os.path.join(folder, "classes.txt")):
+        # Names for 0 .. N - 1, or for 1 .. N if N is there.
         with open(os.path.join(folder, "classes.txt"), encoding="utf-8-sig") as file:
-            return {str(k): name for k, name in enumerate(file.read().splitlines(), first)}
+            names = file.read().splitlines()
+        first = 1 if str(len(names)) in {label for _, label in rows} else 0
+        return {str(k): name for k, name in enumerate(names, first)}
 
     # Or the folders, one to one.
     pairs = {(label, os.path.basename(os.path.dirname(clip))) for clip, label in rows
@@ -510,7 +532,7 @@ def class_index(labels, data, root, names):
 
         # Do they start at 1? A part of the official ones may lack 0 and start there.
         first = starts_at(numbers.values())
-        if classes is not None and highest < len(classes):
+        if classes is not None and highest < len(classes) or names and str(0) in names:
             first = 0
         if first:
             print(f"labels start at 1 in {root}: 1 is taken for the first class, {highest} for the "
@@ -530,7 +552,7 @@ def class_index(labels, data, root, names):
             print(f"{others[0]!r} is no class of {data} ({len(others)} such names): classes are "
                   "numbered in alphabetical order, not in the official one")
         classes = sorted(labels)
-        official = {plain(name): k for k, name in enumerate(classes)}
+        return classes, {label: k for k, label in enumerate(classes)}
     return classes, {label: official[plain(label)] for label in labels}
 
 
@@ -544,7 +566,11 @@ def starts_at(numbers):
 def root_of(data, root):
     """The folder that the videos of --data are in; ValueError or FileNotFoundError for none."""
     # A folder is its own root.
+    if data in TOYS:
+        raise ValueError(f"--data {data} is drawn, there are no files")
     if data not in NAMED and os.path.isdir(data):
+        if root:
+            raise ValueError(f"--root {root}: --data {data} is a folder and its own root")
         return data
     if data not in NAMED and not os.path.isfile(data):
         raise ValueError(f"--data {data}: neither a folder, nor a list file, "
@@ -562,11 +588,16 @@ def split_anew(found, root, cfg):
     """All videos that were found, of both splits or of neither, split by --split."""
     # Each once, labelled and on the disk. Without train/ and val/ the root has the class folders.
     rows = dict.fromkeys(row for _, own in found.values() for row in own if None not in row)
-    rows = list(rows) or folder_rows(root)
+    rows = list(rows) if any(where for where, _ in found.values()) else folder_rows(root)
+    if not rows:
+        return found
 
     # An evaluation looks for the note beside the weights.
     folder = os.path.dirname(cfg["init"]) if cfg["eval"] else cfg["out"]
     path = os.path.join(folder, "split.csv") if cfg["out"] else ""
+    if cfg["eval"] and not os.path.isfile(path):
+        raise ValueError(f"no {path}, where training notes its split: copy it there, or evaluate a "
+                         "data set that is split, with --split ready")
     splits = saved_split(path, root, rows, cfg)
     return {split: (root, own) for split, own in splits.items()}
 
@@ -620,9 +651,8 @@ def open_data(cfg, splits, views="1x1"):
     labels = {label for _, label in labelled}
     names = {}
     if any(label.isdigit() for label in labels) and data not in NAMED:
-        first = starts_at({int(label) for label in labels if label.isdigit()})
-        names = names_of_numbers(os.path.dirname(data) if os.path.isfile(data) else root, labelled,
-                                 first)
+        beside = os.path.dirname(data) if os.path.isfile(data) else root
+        names = names_of_numbers(beside, labelled)
     classes, index = class_index(labels, data, root, names)
 
     # Say what was found, use what is there and has a label.
@@ -777,7 +807,9 @@ def length_in_seconds(path):
     try:
         with av.open(path) as container:
             stream = open_stream(container, path)
-            ends = (p.pts + (p.duration or 0) for p in container.demux(stream) if p.pts is not None)
+            times = ((p.dts if p.pts is None else p.pts, p.duration or 0)
+                     for p in container.demux(stream))
+            ends = (time + duration for time, duration in times if time is not None)
             return float((max(ends, default=0) - (stream.start_time or 0)) * stream.time_base)
     except (av.error.FFmpegError, OSError) as error:
         raise BadVideo(f"{path}: {error.strerror or error}") from error
@@ -1535,7 +1567,7 @@ def far_clips(n, seed, num_frames=8, size=32, together=1):
     turns = torch.stack([first, second], 1) * torch.pi / 2  # (n, 2)
 
     # Which edge comes first, and where along the two edges; units as in toy_clips.
-    edge = (uniform(0, 4, 1).long() * torch.pi / 2)
+    edge = uniform(0, 4, 1).long() * torch.pi / 2
     away = torch.tensor([[-.6, .6]])
     along = uniform(-.5, .5, 2)
     x = away * edge.cos() - along * edge.sin()
@@ -1610,10 +1642,10 @@ def copy_smaller(job):
     """
     source, target, side = job
 
-    # Written beside and renamed: what is there is whole, and a run that was stopped goes on. Names
-    # with ._ in front are never taken for videos.
+    # Written beside and renamed: a file with its final name is whole, and a second call skips it.
+    # Names with ._ in front are never taken for videos.
     folder, name = os.path.split(target)
-    unfinished = os.path.join(folder, "._" + name)
+    unfinished = os.path.join(folder, f"._{os.getpid()}_{name}")
     os.makedirs(folder, exist_ok=True)
 
     # A file that cannot be read does not end the others.
@@ -1627,7 +1659,8 @@ def copy_smaller(job):
     except (BadVideo, av.error.FFmpegError, OSError) as error:
         if os.path.exists(unfinished):
             os.remove(unfinished)
-        return str(error) if isinstance(error, BadVideo) else f"{source}: {error.strerror}"
+        known = isinstance(error, BadVideo)
+        return str(error) if known else f"{source}: {error.strerror or error}"
     return f"{source}: {lost} frames do not decode, the others were copied" if lost > 0 else ""
 
 
@@ -1692,9 +1725,14 @@ def copy_all(data, root, side, out):
     A data set again, smaller, in the same layout: data.py --data X --root R --resize 128 OUT. What
     is there already is not made again.
     """
-    # What there is, and what it will be called.
+    # What there is, and what it will be called. A copy inside of the original would be taken for a
+    # part of it.
     root = root_of(data, root)
-    sources = [path for path in videos_below(root) if not is_inside(path, out)]
+    if not 16 <= side <= 4096:
+        raise ValueError(f"--resize {side}: must be from 16 to 4096 pixels")
+    if is_inside(os.path.join(out, "x"), root) or is_inside(os.path.join(root, "x"), out):
+        raise ValueError(f"--resize {side} {out}: choose a folder outside of {root}")
+    sources = videos_below(root)
     targets = [os.path.join(out, smaller_name(os.path.relpath(path, root))) for path in sources]
     twice = [name for name, n in collections.Counter(targets).items() if n > 1]
     if twice:
@@ -1726,24 +1764,29 @@ def is_inside(path, folder):
 
 
 def copy_lists(data, root, out):
-    """Copies lists, tables and class names of a data set; files that they name are mp4 then."""
+    """Copies lists, tables and class names of a data set; what they name ends in .mp4 then."""
     # Those below the root, and those beside a list file that is elsewhere.
-    folders = [where for where, _, _ in os.walk(root)]
+    endings = "|".join(kind[1:] for kind in VIDEO_FILES)
+    ending = re.compile(rb"(?im)\.(" + endings.encode() + rb")(?=[\s,\"#]|$)")
+    start = os.path.abspath(root).encode() + os.sep.encode()
+    folders = [where for where, _, _ in os.walk(root, followlinks=True)]
     if os.path.isfile(data) and not is_inside(data, root):
         folders.append(os.path.dirname(data) or ".")
     for folder in folders:
         for name in os.listdir(folder):
             path = os.path.join(folder, name)
-            if not name.endswith((".txt", ".csv", ".json")) or is_inside(path, out):
+            if not name.endswith((".txt", ".csv", ".json")):
                 continue
 
-            # At the same place, with the new endings; line ends stay as they are.
+            # At the same place; bytes, so that line ends and letters stay as they are.
             place = os.path.relpath(folder, root) if is_inside(path, root) else ""
             os.makedirs(os.path.join(out, place), exist_ok=True)
-            with open(path, encoding="utf-8", newline="") as file:
+            with open(path, "rb") as file:
                 text = file.read()
-            with open(os.path.join(out, place, name), "w", encoding="utf-8", newline="") as file:
-                file.write(re.sub(r"(?i)\.(webm|avi|mkv|mov)\b", ".mp4", text))
+
+            # New endings; and paths that began at the top of the disk begin at the new root.
+            with open(os.path.join(out, place, name), "wb") as file:
+                file.write(ending.sub(b".mp4", text.replace(start, b"")))
 
 
 def clips_per_second(dataset, seconds=5):
@@ -1819,10 +1862,13 @@ if __name__ == "__main__":
         sys.exit(make_toy(args.make_toy))
 
     if args.resize:
+        pixels, out = args.resize
         try:
-            sys.exit(copy_all(args.data, args.root, int(args.resize[0]), args.resize[1]))
+            sys.exit(copy_all(args.data, args.root, int(pixels) if pixels.isdigit() else 0, out))
         except (OSError, ValueError) as error:
             sys.exit(f"error: {error}")
+        except KeyboardInterrupt:
+            sys.exit(f"\nstopped; the same command goes on with what is missing in {out}")
 
     # The settings of a recipe's clips, without what train.py's changes for a data set.
     toy = args.data in TOYS

@@ -2315,11 +2315,13 @@ def test_a_smaller_copy_is_the_same_data_set(tmp_path, capsys):
     write_video(root / "a" / "odd.mp4", stairs(40, 90, 130), crf="10")
     (root / "a" / "broken.webm").write_bytes(b"")
     (root / "train.txt").write_text("a/x_1.avi 0\na/odd.mp4 1\n")
-    (root / "classes.txt").write_text("one\ntwo.avi\n")
+    (root / "val.txt").write_bytes(f"a/x_1.avi#t=0,1 0\r\n{root}/a/odd.mp4 1".encode())
+    (root / "classes.txt").write_bytes(b"\xe9t\xe9\nhiver\n")  # latin-1
     assert D.copy_all(str(root / "train.txt"), "", 48, str(out)) is None
     said = capsys.readouterr().out
     assert "broken.webm: Invalid data" in said and "3 videos, 1 with problems" in said
     assert (out / "train.txt").read_text() == "a/x_1.mp4 0\na/odd.mp4 1\n"
+    assert (out / "val.txt").read_bytes() == b"a/x_1.mp4#t=0,1 0\r\na/odd.mp4 1"
     clip = D.read_clip(str(out / "a" / "x_1.mp4"), lambda n: range(n))
     assert clip.shape == (40, 48, 64, 3)
     assert np.abs(levels_of(clip) - (20 + 5 * np.arange(40))).max() < 2.5
@@ -2609,7 +2611,7 @@ def test_looking_draws_a_picture_and_prints_a_table(videos, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "64 clips of the toy" in said and said.count("\n| ") == 6
     assert "the toy's classes are left, right" in command("--look", "toy:x", *init, *words)
-    assert "--look needs weights: --init FILE" in command("--look", "toy")
+    assert "--look needs weights: --init FILE" in command("--look", "toy", *words)
 
 
 def test_the_second_toy_cannot_be_solved_from_one_of_its_two_letters():
@@ -2688,10 +2690,12 @@ def muddle(videos, tmp_path_factory):
     ("--data three/train", "no train videos of three/train.*--split group"),
     ("--data onlytrain", "no val videos of onlytrain"),
     ("--data one", "--data one: one class only, 'aim': nothing to tell apart"),
-    ("--data nowhere", "--data nowhere: neither a folder, nor a list file, nor one of toy, k400"),
+    ("--data nowhere", "--data nowhere: neither a folder, nor a list file, nor one of toy"),
     ("--data list.txt", "list.txt, line 2: 'b.mp4 zero' is not 'path label'"),
     ("--model resnet", "--model resnet: must be one of focal_t, focal_s"),
-    ("--eval", "need weights: --init FILE"),
+    ("--eval", "--eval needs weights: --init FILE"),
+    ("--eval --predict a.mp4 --init out/last.pt", "--eval and --predict: one at a time"),
+    ("--eval --init out/last.pt --data three --split group --workers 0", "no out/split.csv, where"),
     ("--eval --init nowhere.pt", "nowhere.pt: no such checkpoint"),
     ("--init notes.pt", "notes.pt cannot be read as a checkpoint"),
     ("--resume --out fresh", "fresh/last.pt: no such checkpoint"),
@@ -2728,9 +2732,9 @@ def muddle(videos, tmp_path_factory):
     ("--views 4x2", "views '4x2': write CLIPSxCROPS"),
     ("--device gpu", "--device gpu: Expected one of cpu"),
     # what cannot be, or go together
-    ("--resume out/last.pt --init out/last.pt", "leave --init, --eval and --predict out"),
+    ("--resume out/last.pt --init out/last.pt", "leave --init, --eval, --predict"),
     ("--sweep levels=1 --eval", "--sweep trains, in one process"),
-    ("--sweep seed=3", "seeds and folders are the sweep's"),
+    ("--sweep seed=3", "seeds, folders and views are the sweep's"),
     ("--input diff --num_frames 1", "--input diff: one frame has no difference"),
     ("--accumulate 1000", "--accumulate 1000: an epoch has 64 micro-batches of 32 clips"),
     ("--crop area --crop_range 0.5,1.2", "with --crop area a share of the frame"),

@@ -7,7 +7,10 @@ Train, evaluate, predict: one straight loop, and the command line around it.
     python train.py --resume                               go on with out/last.pt, exactly
     python train.py --eval --data k400 --root DIR --model focal_t --init ckpt.pth --views 4x3
     python train.py --predict clip.mp4 --init out/best.pt  the five most probable classes
+    python train.py --predict long.mp4 --every 2 --init .. a line for every two seconds
     python train.py --data my_videos --input diff          your own classes, a folder for each
+    python train.py --freeze --init out/best.pt --data ..  a linear probe: trains the head alone
+    python train.py --look clip.mp4 --init out/best.pt     a picture of what happens inside
     python train.py --sweep "fusion=add" "levels=1"        a table: a row for each change, 3 seeds
     python train.py --help --model focal_t                 every setting, with its default
 
@@ -90,8 +93,8 @@ LEARNING = {
     "data": ("toy", None, f"{', '.join(TOYS + NAMED)}, a folder of class folders, or a list file"),
     "model": ("focal_toy", tuple(MODELS), "see backbone.py"),
     "seed": (0, (0, 2**31), "of weights, order, augmentation and toy data"),
-    "freeze": (False, None, "train the head only, on features computed once for each clip: these "
-               "settings of length and speed then mean nothing"),
+    "freeze": (False, None, "train the head only, on features computed once for each clip, by "
+               "logistic regression: no epochs, no rate, no augmentation"),
     # training length and batch size
     "epochs": (120.0, (0.001, 1e6), "passes over the training data"),
     "steps": (0, (0, 1e9), "optimizer steps; 0: as many as epochs says"),
@@ -170,8 +173,8 @@ FAR = TOY | dict(
 OWN = PIPELINES["own"] | dict(
     epochs=200.0,
     warmup=0.1,
-    batch_size=8,
     optimizer="adamw",
+    base_lr=0.002,
     lr=0.002,  # whatever the batch
     warmup_lr=0.0,
     min_lr=0.0,
@@ -421,8 +424,9 @@ def report(model, dataset, cfg):
     """Evaluates, and says more than a number -> the metrics."""
     scores, bad = score(model, dataset, cfg)
     if cfg["rank"] == 0:
-        print_mistakes(dataset, scores, bad)
-        write_predictions(os.path.join(cfg["out"], "predictions.csv"), dataset, scores, bad)
+        silent = bad | ~scores.isfinite().all(1)  # nan is no answer
+        print_mistakes(dataset, scores, silent)
+        write_predictions(os.path.join(cfg["out"], "predictions.csv"), dataset, scores, silent)
     return accuracies(scores, torch.tensor(dataset.labels), bad)
 
 
@@ -440,10 +444,14 @@ def files_to_predict(cfg):
 
 def windows(path, seconds):
     """The parts of a video, each so many seconds long: ['a.mp4#t=0.000,2.000', ..]."""
+    # Of the whole video, or of the part that was asked for.
+    path, start, end = segment_of(path)
+    end = min(end, length_in_seconds(path) + 0.001)  # its last frame is shown then
+
     # The last one has what is left; less than a tenth of a window is joined to the one before.
-    length = length_in_seconds(path)
-    edges = [k * seconds for k in range(max(1, math.ceil(length / seconds - 0.1)))] + [length + 1]
-    return [f"{path}#t={start:.3f},{end:.3f}" for start, end in zip(edges, edges[1:])]
+    count = max(1, math.ceil((end - start) / seconds - 0.1))
+    edges = [start + k * seconds for k in range(count)] + [end]
+    return [f"{path}#t={first:.3f},{last:.3f}" for first, last in zip(edges, edges[1:])]
 
 
 @torch.no_grad()
@@ -475,13 +483,18 @@ def predict(model, classes, cfg):
     return status
 
 
-def scores_of(model, clip, classes, cfg):
-    """The mean of softmax over the views of one clip -> (classes,); BadVideo if there is none."""
-    # A data set of one.
+def one_clip(clip, classes, cfg):
+    """A batch of one video, with its views as evaluation has them; BadVideo if it is none."""
     dataset = VideoSet([clip], [0], classes, cfg, views=cfg["views"])
     batch = torch.utils.data.default_collate([dataset[0, 0]])
     if batch["bad"][0]:
         raise BadVideo(batch["bad"][0])
+    return batch
+
+
+def scores_of(model, clip, classes, cfg):
+    """The mean of softmax over the views of one clip -> (classes,)."""
+    batch = one_clip(clip, classes, cfg)
     with autocast(cfg):
         return model(prepare(batch, cfg)).float().softmax(-1).mean(0)
 
@@ -506,10 +519,12 @@ def print_scores(clip, scores, classes, cfg):
 def look_inside(model, x):
     """
     One clip x (1, 3, T, S, S) through the network, and back -> scores (classes,), and two dicts by
-    name: maps (t, h, w), where something is large, and gates, a list of numbers for each block.
-        modulators     their length in each token, in the first and in the last block
-        attention      what the token that argues most for the answer attends to, in the last one
-        dependence     |gradient of the winning logit times input|, summed over colours
+    name: maps (t, h, w), where something is large, and gates, a list of means for each block.
+        'spatial modulator, first block', ..     its length in each token; in the last block, too
+        'attention of the strongest token'       the token that argues most for the answer
+        'what the answer depends on'             |gradient of the winning logit times input|, summed
+                                                 over colours; the input is normalised: pixels of
+                                                 the mean colour count as nothing
     """
     # Forward, with the mixers' maps, and the tokens that the mean before the head is taken of.
     tokens = []
@@ -539,23 +554,24 @@ def look_inside(model, x):
                 gates[f"{name}, {place}".replace("_", " ")] = means
 
     # Attention: the network's head says of each token alone what it argues for.
-    mixer = [module for module in model.modules() if isinstance(module, Attention)][-1:]
-    if mixer and "q" in blocks[-1]:
+    if "q" in blocks[-1]:
+        mixer = [module for module in model.modules() if isinstance(module, Attention)][-1]
         argues = model.head(tokens[0])[0, ..., winner].detach()  # (t, h, w)
-        maps["attention of the strongest token"] = attention_of(
-            mixer[0], blocks[-1], int(argues.argmax()), argues.shape)
+        if mixer.shifted or mixer.kv_pool != (1, 1, 1) or "|" in mixer.pattern:
+            print("attention with shifted windows, kv_pool or | in its pattern is not shown")
+        else:
+            maps["attention of the strongest token"] = attention_of(
+                mixer, blocks[-1], int(argues.argmax()), argues.shape)
     maps["what the answer depends on"] = dependence
     return logits[0].detach().softmax(-1), maps, gates
 
 
+@torch.no_grad()
 def attention_of(mixer, block, token, grid):
     """
     The weights with which one token attends to the others, a mean over heads -> (t, h, w), 0 where
     it does not look, nan where it cannot: not its group. token: its number in the grid (t, h, w).
     """
-    if mixer.shifted or mixer.kv_pool != (1, 1, 1) or "|" in mixer.pattern:
-        raise ValueError("--look: shifted windows, kv_pool and patterns with | cannot be drawn")
-
     # Which tokens are in each group, and in which group, at which place, is ours?
     places = torch.arange(math.prod(grid)).view(1, *grid, 1, 1)
     places = group(places, mixer.pattern, mixer.window)[:, 0, :, 0]  # (groups, N)
@@ -572,8 +588,7 @@ def clip_to_look_at(classes, cfg):
     """The clip of --look, a batch of one; toy:left is the first of that class to validate with."""
     word, _, name = cfg["look"].partition(":")
     if word != "toy":
-        dataset = VideoSet([cfg["look"]], [0], classes, cfg, views="1x1")
-        return torch.utils.data.default_collate([dataset[0, 0]])
+        return one_clip(cfg["look"], classes, cfg)
     if name not in TOY_CLASSES:
         raise ValueError(f"--look {cfg['look']}: the toy's classes are {', '.join(TOY_CLASSES)}")
     dataset = open_data(cfg | dict(data="toy"), ["val"])["val"]
@@ -585,11 +600,9 @@ def look(model, classes, cfg):
     """Draws what happens inside for one clip, OUT/look.png; for --look toy prints a table -> 0."""
     # A table, or a picture.
     if cfg["look"] == "toy":
-        print_shares(model, cfg)
+        print_shares(model, classes, cfg)
         return 0
     batch = clip_to_look_at(classes, cfg)
-    if batch["bad"][0]:
-        raise BadVideo(batch["bad"][0])
     scores, maps, gates = look_inside(model, prepare(batch, cfg))
     value, winner = scores.max(0)
 
@@ -608,7 +621,7 @@ def draw_maps(frames, maps, gates, path, title):
     colours; below, the gates as bars.
     """
     import matplotlib
-    matplotlib.use("Agg")
+    matplotlib.use("Agg")  # no window
     import matplotlib.pyplot as plt
 
     # A grid with a column for each frame, eight of a longer clip, and one for the colour bars.
@@ -649,7 +662,8 @@ def draw_maps(frames, maps, gates, path, title):
 def draw_strip(figure, grid, row, name, frames, chosen, heat=None):
     """A row of the picture: frames side by side, maybe with a map (T, S, S) over them."""
     # One scale for the row; a few bright pixels do not darken the rest.
-    low, high = (np.nanquantile(heat, (0, 0.995)) if heat is not None else (0, 255))
+    if heat is not None:
+        low, high = np.nanquantile(heat, (0, 0.995))
     for column, t in enumerate(chosen):
         axis = figure.add_subplot(grid[row, column])
         axis.set(xticks=[], yticks=[])
@@ -666,10 +680,11 @@ def draw_strip(figure, grid, row, name, frames, chosen, heat=None):
         bar.ax.set_yticklabels([f"{low:.2g}", f"{high:.2g}"], fontsize=8)
 
 
-def print_shares(model, cfg, clips=64):
+def print_shares(model, classes, cfg, clips=64):
     """
-    How much of each map lies on the L, over 64 clips of the toy to validate with, against the share
-    of the pixels that the L covers: 1.0 is a blind guess. Mean, and the standard error of it.
+    How much of each map lies on the L, over 64 new clips of the toy, against the share of the
+    pixels that the L covers: 1.0 is a blind guess. Mean, and the standard error of it. Clips whose
+    L the map cannot see (an attention along time looks at one pixel only) are left out.
     """
     # The toy knows where its L is.
     images, labels, masks = toy_masks(clips, cfg["seed"], cfg["num_frames"], cfg["image_size"])
@@ -677,15 +692,19 @@ def print_shares(model, cfg, clips=64):
     right = 0
     for image, label, mask in zip(images, labels, masks):
         scores, maps, _ = look_inside(model, prepare(dict(clip=image[None]), cfg))
-        right += int(scores.argmax() == label)
+        right += classes[scores.argmax()] == TOY_CLASSES[label]
         for name, heat in maps.items():
-            found[name].append(share_on(heat.cpu(), mask))
+            share = share_on(heat.cpu(), mask)
+            if math.isfinite(share):
+                found[name].append(share)
 
     # How sure the mean over so many clips is, beside it.
     print(f"{cfg['init']}, {clips} clips of the toy, {100 * right / clips:.1f} % right\n")
-    print("| map | share on the L / its share of the pixels | standard error |\n|---|---|---|")
+    print("| map | share on the L / its share of the pixels | standard error | clips |\n"
+          "|---|---|---|---|")
     for name, values in found.items():
-        print(f"| {name} | {np.mean(values):.2f} | {np.std(values) / len(values)**0.5:.2f} |")
+        error = np.std(values) / len(values)**0.5
+        print(f"| {name} | {np.mean(values):.2f} | {error:.2f} | {len(values)} |")
 
 
 def share_on(heat, mask):
@@ -706,7 +725,8 @@ def share_on(heat, mask):
 def features_of(model, dataset, cfg):
     """What the head sees of each clip of a data set, in the middle view -> (clips, C), labels."""
     # Evaluation's view of every clip, once, a batch at a time.
-    views = VideoSet(dataset.clips, dataset.labels, dataset.classes, cfg, views="1x1")
+    as_is = cfg | dict(frames="normal")
+    views = VideoSet(dataset.clips, dataset.labels, dataset.classes, as_is, views="1x1")
     keys = [(0, i) for i in range(len(views))]
     batches = [keys[k:k+cfg["batch_size"]] for k in range(0, len(keys), cfg["batch_size"])]
 
@@ -727,6 +747,8 @@ def features_of(model, dataset, cfg):
                 features.append(feature)
                 labels.append(label)
     model.head = head
+    if not features:
+        raise BadVideo(f"none of the {len(dataset)} training clips can be read")
     return torch.stack(features), torch.stack(labels).to(cfg["device"])
 
 
@@ -1329,9 +1351,11 @@ def resolve(flags, saved=None):
         if name not in common:
             given[name] = value_of(name, texts, cfg[name], None)
 
-    # Later ones win.
+    # Later ones win; a rate for lr_batch clips is later than a peak of the recipe.
     if saved:
         cfg |= known_settings(saved, cfg)
+    if given.keys() & {"base_lr", "lr_batch"}:
+        cfg["lr"] = 0.0
     cfg |= given
     check(cfg)
     return cfg
@@ -1370,6 +1394,10 @@ def check(cfg):
     if cfg["input"] == "diff" and cfg["num_frames"] == 1:
         raise ValueError("--input diff: one frame has no difference; use --input rgb")
 
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and (
+            cfg["predict"] or cfg["look"] or cfg["freeze"]):
+        raise ValueError("--predict, --look and --freeze run in one process: leave torchrun out")
+
     # On the meta device a network costs nothing, and says what it cannot be, or cannot take.
     side = cfg["image_size"]
     with torch.device("meta"):
@@ -1395,7 +1423,9 @@ def where_to_run(cfg):
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+        if device.type != "cuda":
+            torch.empty(0, device=device)  # is it there?
+    except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device {name}: this torch sees no GPU; leave the flag out")
@@ -1471,13 +1501,13 @@ def open_sets(cfg, names):
 
 
 def settle(cfg, classes, flags, initial):
-    """What depends on the class names and on the weights to start from: decided or said here."""
+    """Turns flip off where classes are mirrored, warns of weights that saw another input."""
     # A flip would make left of right, and turn clockwise round. The data sets have the same dict.
     _, recipe, _ = base_settings(cfg["model"], cfg["data"])
     mirrored = {"left", "right", "clockwise", "anticlockwise", "counterclockwise"}
     if recipe == "own" and cfg["flip"] and "flip" not in flags:
         for name in classes:
-            words = re.findall("[A-Z]?[a-z]+", name)  # turn_left, TurnLeft
+            words = re.findall("[A-Z]?[a-z]+|[A-Z]+", name)  # turn_left, TurnLeft, LEFT
             if mirrored & {word.lower() for word in words}:
                 cfg["flip"] = 0.0
                 print(f"flip is off: mirrored, {name!r} would be another class (--flip 0.5: on)")
@@ -1517,9 +1547,13 @@ def build_model(cfg, classes, resumed, initial):
         model.load_state_dict(resumed["model"])
     elif initial:
         done = load_weights(model, initial, cfg["temporal_init"], where=cfg["init"])
-        if done["left_over"] and (cfg["eval"] or cfg["predict"] or cfg["look"]):
+        finished = cfg["eval"] or cfg["predict"] or cfg["look"]
+        if finished and done["left_over"]:
             raise ValueError(f"{cfg['init']} was not trained on the {len(classes)} classes of "
                              f"{cfg['data']}: its head does not fit")
+        if finished and done["fresh"] and cfg["temporal_init"] != "identity":
+            raise ValueError(f"{cfg['init']} has no weights for time: train with it first, or say "
+                             "--temporal_init identity, or --temporal False")
     elif cfg["weight_init"] == "released":
         print(f"warning: {cfg['model']} starts as released, for image weights, and hardly learns "
               "from nothing: add --init WEIGHTS or --weight_init scratch")
@@ -1535,14 +1569,15 @@ def sweep(flags):
     """
     # A row is the command line with a few flags more.
     cfg = resolve(flags)
-    if cfg["eval"] or cfg["predict"] or cfg["resume"] or "WORLD_SIZE" in os.environ:
-        raise ValueError("--sweep trains, in one process: leave --eval, --predict, --resume and "
-                         "torchrun out")
+    if what_else(cfg) or cfg["resume"] or "WORLD_SIZE" in os.environ:
+        raise ValueError("--sweep trains, in one process: leave --eval, --predict, --look, "
+                         "--resume and torchrun out")
     rows = [parse(f"--{change}" for change in row.split()) for row in cfg["sweep"]]
     base = {name: texts for name, texts in flags.items() if name not in ("sweep", "seeds", "seed")}
     for row in rows:
-        if row.keys() & {"seed", "out"}:
-            raise ValueError("--sweep: seeds and folders are the sweep's, see --seed and --seeds")
+        if row.keys() & {"seed", "out", "views", "eval", "predict", "look", "resume", "seeds"}:
+            raise ValueError("--sweep: seeds, folders and views are the sweep's, see --seed and "
+                             "--seeds; a row changes how a network learns")
         resolve(base | row)  # every mistake is found before the first run
 
     # The table grows on the screen and on the disk.
@@ -1603,19 +1638,28 @@ def table_row(text, runs):
     top1 = [one["top1"] for one in runs]
     seeds = ", ".join("diverged" if math.isnan(value) else f"{value:.1f}" for value in top1)
     speed = np.mean([one["clips_per_s"] for one in runs])
+    parameters = max(one["parameters"] for one in runs)  # 0 of one that diverged
+    macs = max(one["macs"] for one in runs)
     return (f"| {text or '(none)'} | {seeds} | {np.mean(top1):.1f} | {max(top1) - min(top1):.1f} | "
-            f"{runs[0]['parameters']:,} | {runs[0]['macs'] / 1e9:.3f} | {speed:.0f} |")
+            f"{parameters:,} | {macs / 1e9:.3f} | {speed:.0f} |")
+
+
+def what_else(cfg):
+    """What is asked for instead of training: 'eval', 'predict', 'look', or '' for none."""
+    asked = [name for name in ("eval", "predict", "look") if cfg[name]]
+    if len(asked) > 1:
+        raise ValueError(f"--{asked[0]} and --{asked[1]}: one at a time")
+    return asked[0] if asked else ""
 
 
 def read_start(cfg):
     """-> the checkpoint to go on with, and the one to start from; {} for none."""
-    if (cfg["eval"] or cfg["predict"]) and not cfg["init"]:
-        raise ValueError("--eval and --predict need weights: --init FILE, as in --init out/best.pt")
-    if cfg["resume"] and (cfg["init"] or cfg["eval"] or cfg["predict"]):
-        raise ValueError("--resume goes on with training: leave --init, --eval and --predict out")
-
-    if cfg["look"] and not cfg["init"]:
-        raise ValueError("--look needs weights: --init FILE, as in --init out/best.pt")
+    asked = what_else(cfg)
+    if asked and not cfg["init"]:
+        raise ValueError(f"--{asked} needs weights: --init FILE, as in --init out/best.pt")
+    if cfg["resume"] and (cfg["init"] or asked):
+        raise ValueError("--resume goes on with training: leave --init, --eval, --predict and "
+                         "--look out")
 
     # Weights to start from, or nothing: then the network starts from its seed.
     if not cfg["resume"]:
@@ -1662,7 +1706,7 @@ def run(words):
 
     # These settings stand between the recipe and the flags.
     saved = resumed.get("settings")
-    if start["eval"] or start["predict"] or start["look"]:
+    if what_else(start):
         saved = initial.get("settings")
     cfg = where_to_run(resolve(flags, saved))
     if resumed:
