@@ -1703,9 +1703,11 @@ def copy_video(source, target, side):
         video.codec_context.thread_count = 1  # files are the parallelism
         if first.rotation:
             video.set_display_rotation(first.rotation)
-        # Scaled, with its time, encoded; a packet comes out some frames later.
+        # Scaled, in the colours that a file without notes is taken for, with its time, encoded; a
+        # packet comes out some frames later.
         for frame in itertools.chain([first], frames):
-            small = reformatter.reformat(frame, width, height, "yuv420p", interpolation="BILINEAR")
+            small = reformatter.reformat(frame, width, height, "yuv420p", interpolation="BILINEAR",
+                                         dst_colorspace="ITU601", dst_color_range="MPEG")
             small.pts = frame.pts if timed else written
             small.time_base = unit
             container.mux(video.encode(small))

@@ -2204,6 +2204,22 @@ def test_ucf101_lists_start_at_1_and_say_their_names(tmp_path, capsys):
     assert D.class_index({"1", "400"}, "k400", ".", {}) == (names, {"1": 0, "400": 399})
 
 
+def test_lists_may_hold_blank_lines_segments_bare_paths_and_links(tmp_path):
+    empty_files(tmp_path, "far/a/x 1.MP4", "far/b/y.mp4", "far/b/deep/z.mp4")
+    (tmp_path / "near").mkdir()
+    (tmp_path / "near" / "linked").symlink_to(tmp_path / "far")
+    (tmp_path / "near" / "train.txt").write_text(
+        "linked/a/x 1.MP4\n\nlinked/b/y.mp4#t=3,7\nlinked/b/deep/z.mp4#t=3,7.5\t1\n"
+        f"{tmp_path}/far/b/y.mp4,1\n")
+    root = str(tmp_path / "near")
+    rows = D.list_rows(os.path.join(root, "train.txt"), root, "train")
+    assert [label for _, label in rows] == ["a", "b", "1", "1"]
+    assert [clip.rpartition("/")[2] for clip, _ in rows] == [
+        "x 1.MP4", "y.mp4#t=3,7", "z.mp4#t=3,7.5", "y.mp4"]
+    assert [label for _, label in D.folder_rows(os.path.join(root, "linked"))] == ["a", "b", "b"]
+    assert sorted(D.by_stem(root)) == ["x 1", "y", "z"]
+
+
 def test_lists_have_the_names_of_classes_txt_or_of_their_folders(tmp_path):
     empty_files(tmp_path, "b/x_1.avi", "a/x_2.avi", "a/y_1.avi")
     (tmp_path / "train.txt").write_text("b/x_1.avi 0\na/x_2.avi 1\n")
@@ -2329,13 +2345,44 @@ def test_a_smaller_copy_is_the_same_data_set(tmp_path, capsys):
     with av.open(str(out / "a" / "x_1.mp4")) as container:
         keys = [k for k, p in enumerate(container.demux(video=0)) if p.is_keyframe]
     assert keys[0] == 0 and max(np.diff(keys + [40])) <= 12
+    with pytest.raises(ValueError, match="choose a folder outside of"):
+        D.copy_all(str(root), "", 48, str(root / "inside"))
     with pytest.raises(ValueError, match="would have the name of another, .*x_1.mp4"):
         write_video(root / "a" / "x_1.mp4", stairs(4))
         D.copy_all(str(root), "", 48, str(out))
 
 
+@pytest.mark.parametrize("name, codec, pixels, matrix, span", (
+    ("motion.avi", "mjpeg", "yuvj420p", None, 2), ("full.mp4", "libx264", "yuv420p", None, 2),
+    ("bt709.mp4", "libx264", "yuv420p", 1, None), ("plain.mp4", "libx264", "yuv420p", None, None)))
+def test_a_smaller_copy_keeps_the_colours(tmp_path, name, codec, pixels, matrix, span):
+    """Whatever the file says about its range (2: full) and its matrix (1: BT.709)."""
+    image = np.empty((96, 128, 3), np.uint8)
+    image[:, :64] = 200, 60, 20
+    image[:, 64:] = 30, 160, 90
+    with av.open(str(tmp_path / name), "w") as container:
+        stream = container.add_stream(codec, rate=30)
+        stream.width, stream.height, stream.pix_fmt = 128, 96, pixels
+        for part, value in (("colorspace", matrix), ("color_range", span)):
+            if value:
+                setattr(stream.codec_context, part, value)
+        for _ in range(4):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame = frame.reformat(format=pixels, dst_colorspace=matrix, dst_color_range=span)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    copy = tmp_path / "out" / "copy.mp4"
+    assert D.copy_smaller((str(tmp_path / name), str(copy), 96)) == ""
+    for path in (tmp_path / name, copy):
+        clip = D.read_clip(str(path), lambda n: range(n)).float()
+        for column, colour in ((20, (200, 60, 20)), (100, (30, 160, 90))):
+            close(clip[:, 48, column], torch.tensor(colour).float().expand(4, 3), atol=6, rtol=0)
+
+
 def test_a_smaller_copy_keeps_times_and_turns_and_goes_on(tmp_path, capsys):
-    with av.open(str(tmp_path / "uneven.mp4"), "w") as container:
+    root = tmp_path / "big"
+    root.mkdir()
+    with av.open(str(root / "uneven.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=30, options=dict(crf="10"))
         stream.height, stream.width = 96, 128
         stream.pix_fmt = "yuv420p"
@@ -2345,15 +2392,15 @@ def test_a_smaller_copy_keeps_times_and_turns_and_goes_on(tmp_path, capsys):
             frame.pts = k if k < 10 else 3 * k  # one third of the speed from there on
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    D.copy_all(str(tmp_path), "", 48, str(tmp_path / "out"))
+    D.copy_all(str(root), "", 48, str(tmp_path / "out"))
     copy = str(tmp_path / "out" / "uneven.mp4")
     clip = D.read_clip(copy, lambda n: range(n))
-    original = D.read_clip(str(tmp_path / "uneven.mp4"), lambda n: range(n), 48)
+    original = D.read_clip(str(root / "uneven.mp4"), lambda n: range(n), 48)
     close(clip.float(), original.float(), atol=20, rtol=0)
     assert len(clip) == 20 and clip.shape[1:3] == (64, 48)
     assert len(D.read_clip(copy + "#t=1,2", lambda n: range(n))) == 10  # frames 10 to 19
     before = os.stat(copy).st_mtime_ns
-    D.copy_all(str(tmp_path), "", 48, str(tmp_path / "out"))
+    D.copy_all(str(root), "", 48, str(tmp_path / "out"))
     assert os.stat(copy).st_mtime_ns == before and "1 are in" in capsys.readouterr().out
 
 
