@@ -253,6 +253,8 @@ def list_rows(listing, root, split):
         line = line.strip()
         if not line:
             continue
+
+        # A path alone, or a label behind it.
         file, _, _ = segment_of(line)
         if file.lower().endswith(VIDEO_FILES + IMAGE_FILES):
             path = line
@@ -295,6 +297,8 @@ def diving48_rows(listing, root, split):
 def activitynet_rows(listing, root, split):
     """ActivityNet v1.3: one clip for each labelled segment, VIDEO#t=START,END; v_ID.mp4."""
     on_disk = by_stem(root)
+
+    # Its own names of the splits.
     subset = {"train": "training", "val": "validation"}[split]
     with open(listing, encoding="utf-8") as file:
         videos = json.load(file)["database"]
@@ -450,6 +454,8 @@ def saved_split(path, root, rows, cfg):
         raise ValueError(f"{path} is of another data set than {root}: evaluate one that is split, "
                          "with --split ready")
     splits = split_rows(rows, cfg["seed"], cfg["split"])
+
+    # One of several processes writes.
     if path and cfg["rank"] == 0:
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         with open(path + ".tmp", "w", newline="", encoding="utf-8") as file:
@@ -651,6 +657,7 @@ def open_data(cfg, splits, views="1x1"):
     labels = {label for _, label in labelled}
     names = {}
     if any(label.isdigit() for label in labels) and data not in NAMED:
+        # Beside a list file, or in the root.
         beside = os.path.dirname(data) if os.path.isfile(data) else root
         names = names_of_numbers(beside, labelled)
     classes, index = class_index(labels, data, root, names)
@@ -844,6 +851,8 @@ def read_image(path, short_side=None):
             image = ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadVideo(f"{path}: {error}") from error
+
+    # As the decoder resizes frames.
     height, width = resized_to(image.height, image.width, short_side)
     image = image.resize((width, height), Image.Resampling.BILINEAR)  # antialiased
     return torch.from_numpy(np.array(image))[None]
@@ -953,6 +962,7 @@ def sample_dense(n, T, interval, position):
 
 def choose_frames(n, cfg, clips=1, rng=None):
     """Frame numbers of a video of n frames: (T,) in training (with rng), else (clips * T,)."""
+    # Each way of choosing: in training at random, one clip to validate with, several to test with.
     T = cfg["num_frames"]
     if cfg["sampling"] == "segments":
         if rng is not None:
@@ -1727,13 +1737,14 @@ def copy_all(data, root, side, out):
     A data set again, smaller, in the same layout: data.py --data X --root R --resize 128 OUT. What
     is there already is not made again.
     """
-    # What there is, and what it will be called. A copy inside of the original would be taken for a
-    # part of it.
+    # Not into itself: a copy inside of the original would be taken for a part of it.
     root = root_of(data, root)
     if not 16 <= side <= 4096:
         raise ValueError(f"--resize {side}: must be from 16 to 4096 pixels")
     if is_inside(os.path.join(out, "x"), root) or is_inside(os.path.join(root, "x"), out):
         raise ValueError(f"--resize {side} {out}: choose a folder outside of {root}")
+
+    # What there is, and what it will be called.
     sources = videos_below(root)
     targets = [os.path.join(out, smaller_name(os.path.relpath(path, root))) for path in sources]
     twice = [name for name, n in collections.Counter(targets).items() if n > 1]
@@ -1742,6 +1753,8 @@ def copy_all(data, root, side, out):
                          "rename or remove one of the two videos")
     if not sources:
         raise FileNotFoundError(NO_DATA.format(data=data, root=root, **other_names("train")))
+
+    # Lists first: they are quick.
     copy_lists(data, root, out)
 
     # In as many processes as there are cores. Ctrl-C ends them with this one; what they have
@@ -1797,6 +1810,8 @@ def clips_per_second(dataset, seconds=5):
     order = generator(ORDER, 0, 0).permutation(len(dataset))
     start = time.perf_counter()
     read = 0
+
+    # Again from the first one, if there are few.
     while time.perf_counter() - start < seconds:
         dataset[0, int(order[read % len(order)])]
         read += 1

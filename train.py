@@ -610,7 +610,7 @@ def look(model, classes, cfg):
     path = os.path.join(cfg["out"], "look.png")
     os.makedirs(cfg["out"], exist_ok=True)
     draw_maps(batch["clip"][0, 0], maps, gates, path,
-              f"{cfg['look']}: {classes[winner]}, {100 * value:.1f} %")
+              f"{os.path.basename(cfg['look'])}: {classes[winner]}, {100 * value:.1f} %")
     print(f"{path}: {classes[winner]}, {100 * value:.1f} %")
     return 0
 
@@ -1278,6 +1278,7 @@ def value_of(name, texts, default, allowed):
             raise ValueError(f"--{name} {text}: must be one of {', '.join(allowed)}{hint}")
         return text
     elif isinstance(default, tuple) or "," in text and not allowed:
+        # Several of one kind; models also take several where the default is one.
         kind = type(default[0]) if isinstance(default, tuple) else type(default)
         value = tuple(parse_number(name, part, kind) for part in text.rstrip(",").split(","))
         if "," not in text or allowed and len(value) != len(default):
@@ -1391,9 +1392,9 @@ def check(cfg):
                          "frame, up to 1; with --crop short_side the short side in units of the "
                          "crop, from 1 on")
 
+    # What goes together with something else only.
     if cfg["input"] == "diff" and cfg["num_frames"] == 1:
         raise ValueError("--input diff: one frame has no difference; use --input rgb")
-
     if int(os.environ.get("WORLD_SIZE", 1)) > 1 and (
             cfg["predict"] or cfg["look"] or cfg["freeze"]):
         raise ValueError("--predict, --look and --freeze run in one process: leave torchrun out")
@@ -1421,10 +1422,12 @@ def where_to_run(cfg):
     name = cfg["device"]
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+
+    # torch says what it knows, and whether it is there.
     try:
         device = torch.device(name)
         if device.type != "cuda":
-            torch.empty(0, device=device)  # is it there?
+            torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"--device {name}: {str(error).splitlines()[0]}") from error
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -1456,6 +1459,8 @@ def show_help(flags):
     family, recipe, base = base_settings(model, data)
     print(f"{__doc__}\nDefaults are those of --model {model} --data {data}, with the recipe "
           f"{family} on {recipe}.")
+
+    # Table by table, with the recipe's value and what is allowed.
     for title, table in (("Where and how to run", RUN), ("How a network learns", LEARNING),
                          ("How a clip is cut and coloured", CLIPS)):
         print(f"\n{title}:")
@@ -1547,6 +1552,8 @@ def build_model(cfg, classes, resumed, initial):
         model.load_state_dict(resumed["model"])
     elif initial:
         done = load_weights(model, initial, cfg["temporal_init"], where=cfg["init"])
+
+        # To evaluate, to predict and to look, nothing may be left fresh.
         finished = cfg["eval"] or cfg["predict"] or cfg["look"]
         if finished and done["left_over"]:
             raise ValueError(f"{cfg['init']} was not trained on the {len(classes)} classes of "
@@ -1589,6 +1596,8 @@ def sweep(flags):
         def say(line):
             print(line, flush=True)
             print(line, file=file, flush=True)
+
+        # What the base is, the head of the table, then row by row.
         say(f"python train.py {command}; val top-1 in percent, last weights\n")
         say(f"| change | seeds {', '.join(map(str, seeds))} | mean | spread | parameters | GFLOPs "
             "| clips/s |\n|---|---|---|---|---|---|---|")
@@ -1728,13 +1737,13 @@ def run(words):
     model = build_model(cfg, sets["val"].classes, resumed, initial)
     if cfg["world"] > 1:
         dist.init_process_group("nccl" if cfg["device"].startswith("cuda") else "gloo")
+
+    # Evaluate, or train: all of it, or the head alone.
     if cfg["eval"]:
         metrics = report(model, sets["val"], cfg)
     else:
-        if cfg["freeze"]:
-            stopped, metrics = probe(model, sets, cfg)
-        else:
-            stopped, metrics = train(model, sets, cfg, resumed)
+        stopped, metrics = (probe(model, sets, cfg) if cfg["freeze"]
+                            else train(model, sets, cfg, resumed))
         if stopped:
             print(f"\nstopped by {signal.Signals(stopped).name}; saved {cfg['out']}/last.pt, go on "
                   "with --resume")
