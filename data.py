@@ -325,8 +325,7 @@ def folder_rows(folder):
     return rows
 
 
-# Where a data set's own lists are, below the root, and who reads them. long: train, validation;
-# test: train, test.
+# Where a data set's own lists are, below the root, and who reads them: see other_names.
 LISTS = (
     ("annotations/{split}.csv", list_rows),  # Kinetics, as the CVDF scripts leave it
     ("annotations/{split}.txt", list_rows),
@@ -340,7 +339,7 @@ LISTS = (
 
 
 def other_names(split):
-    """What else a split is called, for NO_DATA and LISTS."""
+    """What else a split is called: train, train, train; val, validation, test."""
     return dict(split=split, long={"train": "train", "val": "validation"}[split],
                 test={"train": "train", "val": "test"}[split])
 
@@ -536,9 +535,9 @@ def class_index(labels, data, root, names):
         numbers = {label: int(number_of.get(label, label)) for label in labels}
         highest = max(numbers.values(), default=-1)
 
-        # Do they start at 1? A part of the official ones may lack 0 and start there.
+        # Do they start at 1? A part of the official ones, or of those with names, may lack 0.
         first = starts_at(numbers.values())
-        if classes is not None and highest < len(classes) or names and str(0) in names:
+        if classes is not None and highest < len(classes) or "0" in names:
             first = 0
         if first:
             print(f"labels start at 1 in {root}: 1 is taken for the first class, {highest} for the "
@@ -697,8 +696,8 @@ def open_stream(container, path):
 
 def packets_from(container, stream, start, end):
     """
-    The packets that show `start` to `end`, in seconds, and what these need -> packets, and the two
-    times in the stream's units.
+    The packets that show `start` to `end` (excluded), in seconds, and what these need -> packets,
+    and the two times in the stream's units.
     """
     zero = stream.start_time or 0
     low = zero + start / float(stream.time_base)
@@ -1562,8 +1561,8 @@ def far_clips(n, seed, num_frames=8, size=32, together=1):
     near the right edge in the last, and nothing but noise between. The class is how the second is
     turned against the first. together: so many clips in a row share their noise; 16 have each of 4
     turns of the first with each of the second, so that whoever sees only one of the two, or only
-    what is between, is right in exactly one of four. Places and colours do not vary: if they do, no
-    network here leaves chance in two minutes. 0.4 ms a clip of 8 frames.
+    what is between, is right in exactly one of four. Places and colours do not vary: where they
+    did, the networks that were tried stayed at chance.
     """
     g = torch.Generator().manual_seed(seed)
 
@@ -1754,15 +1753,27 @@ def copy_all(data, root, side, out):
     todo = [(source, target, side) for source, target in zip(sources, targets)
             if not os.path.exists(target)]
     print(f"{root}: {len(sources)} videos, {len(sources) - len(todo)} are in {out} already")
-    with multiprocessing.Pool(os.cpu_count(), start_worker, (0,)) as pool:
-        done = pool.imap_unordered(copy_smaller, todo)
-        problems = list(tqdm(done, total=len(todo), unit="video", disable=None))
+    try:
+        with multiprocessing.Pool(os.cpu_count(), start_worker, (0,)) as pool:
+            done = pool.imap_unordered(copy_smaller, todo)
+            problems = list(tqdm(done, total=len(todo), unit="video", disable=None))
+    finally:
+        remove_unfinished(out)
 
     # What is wrong comes last, where it is seen.
     problems = sorted(problem for problem in problems if problem)
     for problem in problems:
         print(problem)
     print(f"{out}: {len(sources)} videos, {len(problems)} with problems")
+
+
+def remove_unfinished(out):
+    """What a copy that was stopped leaves: ._PROCESS_NAME."""
+    # Those of this call, and of earlier ones that were killed.
+    for where, _, names in os.walk(out):
+        for name in names:
+            if re.match(r"\._\d+_", name):
+                os.remove(os.path.join(where, name))
 
 
 def is_inside(path, folder):

@@ -2362,7 +2362,8 @@ def test_a_smaller_copy_keeps_the_colours(tmp_path, name, codec, pixels, matrix,
     image[:, 64:] = 30, 160, 90
     with av.open(str(tmp_path / name), "w") as container:
         stream = container.add_stream(codec, rate=30)
-        stream.width, stream.height, stream.pix_fmt = 128, 96, pixels
+        stream.height, stream.width = image.shape[:2]
+        stream.pix_fmt = pixels
         for part, value in (("colorspace", matrix), ("color_range", span)):
             if value:
                 setattr(stream.codec_context, part, value)
@@ -2400,8 +2401,10 @@ def test_a_smaller_copy_keeps_times_and_turns_and_goes_on(tmp_path, capsys):
     assert len(clip) == 20 and clip.shape[1:3] == (64, 48)
     assert len(D.read_clip(copy + "#t=1,2", lambda n: range(n))) == 10  # frames 10 to 19
     before = os.stat(copy).st_mtime_ns
+    (tmp_path / "out" / "._99_other.mp4").write_bytes(b"of a copy that was stopped")
     D.copy_all(str(root), "", 48, str(tmp_path / "out"))
     assert os.stat(copy).st_mtime_ns == before and "1 are in" in capsys.readouterr().out
+    assert os.listdir(tmp_path / "out") == ["uneven.mp4"]
 
 
 # --------------------------------------------------- one's own classes
@@ -2464,7 +2467,7 @@ def test_an_image_network_becomes_a_video_network(videos, tmp_path, capsys):
 
 def test_a_linear_probe_is_logistic_regression_on_frozen_features(videos, tmp_path, capsys):
     """The rest of the network stays; at the end the gradient of the penalised loss is zero."""
-    words = ["--data", videos, *OWN]
+    words = ["--data", videos, *OWN, "--drop_path", 0.5]  # left on, features would be random
     assert command(*words, "--out", tmp_path / "one", "--steps", 2) == 0
     assert command(*words, "--out", tmp_path / "two", "--freeze", "--init",
                    tmp_path / "one" / "last.pt") == 0
@@ -2550,6 +2553,10 @@ def test_prediction_goes_through_folders_and_through_time(videos, tmp_path, caps
     assert [line.split(" s ")[1].strip() for line in lines] == best
     assert command(*words, long, "--every", 1.45) == 0  # the last tenth of a second is joined
     assert len(capsys.readouterr().out.splitlines()) == 4
+
+    assert command(*words, f"{long}#t=1,2.6", "--every", 0.8) == 0  # of a part of it
+    lines = capsys.readouterr().out.splitlines()[-2:]
+    assert [line.split(" s ")[0].strip() for line in lines] == ["1.0", "1.8"]
 
     (tmp_path / "none").mkdir()
     assert "none: no video in this folder" in command(*words, tmp_path / "none")

@@ -158,7 +158,7 @@ TOY = PIPELINES["toy"] | dict(
     clip_grad=1.0,
 )
 
-# The second toy: images of 4 x 4 tokens, long enough for joint attention over 8 and 16 frames.
+# The second toy: frames of 4 x 4 tokens; long enough for joint attention over 8 frames.
 FAR = TOY | dict(
     epochs=37.5,
     optimizer="adamw",
