@@ -1034,14 +1034,21 @@ def draw_scale(found, path, where):
                 axis.plot([point[j] for point in there],
                           [found[label, *point][i] for point in there], "o-", label=label)
 
-            # Straight lines are powers; the sizes themselves are the ticks.
-            axis.set(xscale="log", yscale="log", title=what,
-                     xlabel="pixels a side, 8 frames" if j else "frames of 224 x 224")
+            # Time: straight lines are powers. Memory has a constant part, Python and torch, and is
+            # drawn from 0. The sizes themselves are the ticks.
+            axis.set_title(what)
+            axis.set_xlabel("pixels a side, 8 frames" if j else "frames of 224 x 224")
+            axis.set_xscale("log")
             ticks = [point[j] for point in points]
             axis.set_xticks(ticks, ticks)
+            if what == "seconds":
+                axis.set_yscale("log")
+                axis.yaxis.set_major_formatter("{x:g}")
+            else:
+                axis.set_ylim(bottom=0)
             axis.minorticks_off()
-    # One legend for all four.
-    axes[0].legend(fontsize=8)
+    # One legend for all four, where no line is.
+    axes[3].legend(fontsize=8, loc="lower right")
     figure.suptitle(f"one clip forward, float32, {where}", fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=80)

@@ -2699,6 +2699,26 @@ def test_the_second_toy_cannot_be_solved_from_one_of_its_two_letters():
         assert int(np.argmax(agree)) == label
 
 
+def test_how_far_the_tokens_of_the_far_table_see():
+    """Frames each way: what a block adds, times three blocks."""
+    reach = [(dict(mixer="conv3d"), 3 * 1),
+             (dict(global_level=False), 3 * (1 + 2)),
+             (dict(global_level=False, levels=4), 3 * (1 + 2 + 3 + 4)),
+             (dict(), 40),  # all that there are
+             (dict(mixer="attention", kernel="softmax"), 40)]
+    for changes, expected in reach:
+        torch.manual_seed(0)
+        model = create_model("focal_toy", num_classes=4, num_frames=81, image_size=16, **changes)
+        clip = torch.randn(1, 3, 81, 16, 16, requires_grad=True)
+        tokens = []
+        model.norm.register_forward_hook(lambda module, x, y: tokens.append(y))
+        model(clip)
+        # What the middle frame's tokens depend on; a plain sum after a LayerNorm is constant.
+        (tokens[0][:, 40] ** 3).sum().backward()
+        seen = clip.grad.abs().sum((0, 1, 3, 4)).nonzero().flatten().tolist()
+        assert (40 - seen[0], seen[-1] - 40) == (expected, expected)
+
+
 def test_cost_against_size_is_measured_and_skips_what_takes_too_long(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(B, "SCALED", {"toy": dict(name="focal_toy")})
