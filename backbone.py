@@ -670,6 +670,7 @@ def check_argument(key, value, default):
         good = all(isinstance(word, str) for word in words)  # the layer knows which there are
         rule = f"a word, as in {default}"
     elif isinstance(default, float):
+        # A probability of leaving out: at 1 nothing would be left.
         good = isinstance(value, (int, float)) and 0 <= value < 1
         rule = "a number from 0 to below 1"
     elif isinstance(default, tuple):

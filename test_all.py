@@ -2719,6 +2719,20 @@ def test_how_far_the_tokens_of_the_far_table_see():
         assert (40 - seen[0], seen[-1] - 40) == (expected, expected)
 
 
+@slow
+def test_a_distance_is_learned_from_the_weights_for_half_of_it(tmp_path):
+    """The first row of the far table, up to 8 frames; from nothing those stay at chance."""
+    words = ["--data", "toy_far", "--device", "cpu"]
+    assert command(*words, "--num_frames", 2, "--out", tmp_path / "2") == 0
+    for n in (4, 8):
+        half = tmp_path / str(n // 2) / "last.pt"
+        own = tmp_path / str(n)
+        more = ["--num_frames", n, "--steps", 400, "--init", half, "--out", own]
+        assert command(*words, *more) == 0
+        last = (own / "log.jsonl").read_text().splitlines()[-1]
+        assert json.loads(last)["top1"] > 99
+
+
 def test_cost_against_size_is_measured_and_skips_what_takes_too_long(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(B, "SCALED", {"toy": dict(name="focal_toy")})
