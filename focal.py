@@ -31,9 +31,9 @@ Where the released code differs from the text, we follow the code, because its w
   - the gates are raw linear outputs: nothing keeps them in 0..1 or makes them sum to one;
   - the query comes from the spatial projection f alone.
 Where ours differs from the code: tensors stay channels-last (B, T, H, W, C) throughout, so a 1x1
-convolution is a Linear and nothing is copied to be permuted; and modulators and gates are returned
-when asked for, never kept on the module (the released layer stores them on itself, which keeps the
-activations of the last step alive: 220 MiB for the tiny network).
+convolution is a Linear and nothing is copied to be permuted. And nothing is kept on the module: the
+released layer stores its modulators and gates on itself, 220 MiB from one step to the next in the
+tiny network. To look at them, hang a forward hook on h, h_temporal (modulators) or f (gates).
 
 Try it: python focal.py    walks one clip through the layer and prints every shape, 1 s on a CPU
 """
@@ -75,7 +75,7 @@ class SpatioTemporalFocalModulation(nn.Module):
     The mixer of Video-FocalNets, (B, T, H, W, C) -> (B, T, H, W, C), for any T, H and W.
 
     dim       C, the number of channels
-    levels    L, 1 to 4 levels of convolution; the global level is one more
+    levels    L, levels of convolution; the global level is one more
     window    kernel of the first level, odd so that padding keeps T, H, W; each further is 2 wider
     global_level    False leaves the mean out, to see what it is good for (ours)
     temporal, spatial    False leaves that branch out: y = proj(q * m_s), or y = proj(q * m_t)
@@ -88,17 +88,28 @@ class SpatioTemporalFocalModulation(nn.Module):
     normalize_modulator    divide the gated sums by the number of levels, L + 1 (released option)
     postln_in_modulation   LayerNorm between the product and proj (released option)
 
-    The parameters have the released names, so that a released checkpoint loads as it is: f,
-    focal_layers.l.0, h, proj, ln and f_temporal, focal_layers_temporal.l.0, h_temporal. Raises
-    ValueError for options that cannot go together.
+    The parameters have the released names: f, focal_layers.l.0, h, proj, ln and f_temporal,
+    focal_layers_temporal.l.0, h_temporal. ValueError for options that cannot go together.
     """
 
     def __init__(self, dim, levels=2, window=3, temporal=True, spatial=True, design="parallel",
                  fusion="multiply", normalize_modulator=False, postln_in_modulation=False,
                  global_level=True):
         super().__init__()
-        check_options(levels=levels, window=window, temporal=temporal, spatial=spatial,
-                      design=design, fusion=fusion)
+        # These would train, and compute something else than was asked for.
+        if window % 2 == 0:
+            raise ValueError(f"window={window}: a kernel must be odd to keep the number of tokens")
+        if not (temporal or spatial):
+            raise ValueError("temporal=False and spatial=False: nothing is left to modulate with")
+        if design not in ("parallel", "sequential", "joint3d"):
+            raise ValueError(f"design={design!r}: use 'parallel', 'sequential' or 'joint3d'")
+        if fusion not in ("multiply", "add", "average", "project"):
+            raise ValueError(f"fusion={fusion!r}: use 'multiply', 'add', 'average' or 'project'")
+        one_modulator = design == "joint3d" or not (temporal and spatial)
+        if one_modulator and fusion != "multiply":
+            raise ValueError(f"fusion={fusion!r} needs two modulators, here is one: use 'multiply'")
+        if design != "parallel" and not (temporal and spatial):
+            raise ValueError(f"design={design!r} needs both branches: use design='parallel'")
 
         # With design='joint3d' the one branch looks along time as well: there is no second one.
         self.dim = dim
@@ -158,14 +169,10 @@ class SpatioTemporalFocalModulation(nn.Module):
             total = total / self.num_gates
         return total
 
-    def forward(self, x, return_maps=False):
-        """
-        x: (B, T, H, W, C) -> same. With return_maps also a dict, for the branches that exist:
-        'spatial', 'temporal' (the modulators, like x), 'gates', 'gates_temporal' (B, T, H, W, L+1).
-        """
+    def forward(self, x):
+        """x: (B, T, H, W, C) -> same."""
         C = self.dim
         G = self.num_gates  # L + 1: one per level, one for the global level
-        maps = {}
 
         # Space: the query and the modulator m_s, gathered across each image, or, with
         # design='joint3d', from the whole clip.
@@ -176,8 +183,6 @@ class SpatioTemporalFocalModulation(nn.Module):
             else:
                 m_s = self.gather(z, gates, self.focal_layers, across_space, axes=(2, 3))
             m_s = self.h(m_s)  # (B, T, H, W, C)
-            maps["spatial"] = m_s
-            maps["gates"] = gates
         else:
             q = self.f(x)
 
@@ -187,8 +192,6 @@ class SpatioTemporalFocalModulation(nn.Module):
             z, gates = self.f_temporal(source).split([C, G], dim=-1)
             m_t = self.gather(z, gates, self.focal_layers_temporal, along_time, axes=(1,))
             m_t = self.h_temporal(m_t)  # (B, T, H, W, C)
-            maps["temporal"] = m_t
-            maps["gates_temporal"] = gates
 
         # The query meets its modulators, channel by channel.
         if not self.temporal:
@@ -207,35 +210,7 @@ class SpatioTemporalFocalModulation(nn.Module):
         # The way out mixes channels, once more.
         if self.ln is not None:
             y = self.ln(y)
-        y = self.proj(y)
-        return (y, maps) if return_maps else y
-
-
-def check_options(levels, window, temporal, spatial, design, fusion):
-    """Raises ValueError, with the value and the rule, for invalid options and combinations."""
-    # Words and numbers that are there.
-    if design not in ("parallel", "sequential", "joint3d"):
-        raise ValueError(f"design={design!r}: use 'parallel', 'sequential' or 'joint3d'")
-    if fusion not in ("multiply", "add", "average", "project"):
-        raise ValueError(f"fusion={fusion!r}: use 'multiply', 'add', 'average' or 'project'")
-    if not 1 <= levels <= 4:
-        raise ValueError(f"levels={levels}: focal modulation here has 1 to 4 levels")
-    if window < 1 or window % 2 == 0:
-        raise ValueError(f"window={window}: a kernel must be odd, "
-                         "or its output would not align with its input")
-
-    # What cannot go together. These would train, and compute something else than was asked for.
-    if not (temporal or spatial):
-        raise ValueError("temporal=False and spatial=False leave no context to modulate with: "
-                         "keep one of them")
-    one_branch = not (temporal and spatial)
-    if one_branch and (design, fusion) != ("parallel", "multiply"):
-        raise ValueError(f"design={design!r} with fusion={fusion!r} needs both branches; with "
-                         "temporal=False or spatial=False use design='parallel', "
-                         "fusion='multiply'")
-    if design == "joint3d" and fusion != "multiply":
-        raise ValueError(f"fusion={fusion!r}: design='joint3d' has one modulator, "
-                         "there is nothing to fuse")
+        return self.proj(y)
 
 
 # --------------------------------------------------- the layer, step by step
