@@ -355,6 +355,8 @@ def open_folder(cfg):
     Makes --out ready, and locks it as long as this process lives: returns the lock, to be kept. An
     older run's files become *.old. ValueError if another run writes there.
     """
+    if cfg.rank > 0:
+        return None
     os.makedirs(cfg.out, exist_ok=True)
     lock = open(os.path.join(cfg.out, "lock"), "w")
     if os.name == "posix":
@@ -469,6 +471,7 @@ def train(model, sets, cfg, resumed):
     """
     optimizer, scaler, state, steps, per_epoch = set_up(model, sets["train"], cfg, resumed)
     parts = model, optimizer, scaler, state, cfg  # what `save` wants
+    lock = open_folder(cfg)  # held as long as this variable lives
     print(f"{cfg.model}: {sum(p.numel() for p in model.parameters()):,} parameters | "
           f"{len(sets['train'])} clips to train on, {len(sets['val'])} to validate, "
           f"{len(state['classes'])} classes | {cfg.num_frames} frames of {cfg.image_size} x "
@@ -830,7 +833,6 @@ def run(words):
     if cfg.eval:
         metrics = evaluate(model, val, cfg)
     else:
-        lock = open_folder(cfg) if cfg.rank == 0 else None  # held as long as this variable lives
         with catching_signals():
             metrics, stopped = train(model, sets, cfg, checkpoint if cfg.resume else {})
     if stopped:
