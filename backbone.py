@@ -590,7 +590,8 @@ def load_weights(model, path_or_state_dict, temporal_init="fresh", where="weight
     own = model.state_dict()
 
     # An image network lacks all that is for time; a video network lacks nothing.
-    temporal = [name for name in own if re.search(model.image_lacks, name)]
+    lacks = getattr(model, "image_lacks", None)
+    temporal = [name for name in own if lacks and re.search(lacks, name)]
     inflate = bool(temporal) and not any(name in state for name in temporal)
     if temporal_init == "identity" and not inflate:
         raise ValueError(f"temporal_init='identity': {where} is no image network, or this one has "

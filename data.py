@@ -24,6 +24,7 @@ Try it: python data.py --show sheet.png                         what the network
 """
 import argparse
 import collections
+import contextlib
 import csv
 import io
 import itertools
@@ -171,26 +172,25 @@ def videos_below(folder):
     seen = set()
     for where, folders, names in os.walk(folder, followlinks=True):
         # Each real folder once, whatever links there are; no .cache, no @eaDir.
-        real = os.path.realpath(where)
-        folders[:] = [name for name in sorted(folders) if name[0] not in ".@" and real not in seen]
-        for name in names if real not in seen else ():
-            path = os.path.join(where, name)
-            ending = os.path.splitext(name)[1].lower()
-            if ending in VIDEOS and name[0] != ".":  # ._x.mp4 is litter of archives made on a Mac
-                videos.append(path)
-            elif ending in PICTURES and name[0] != ".":
-                pictures[where].append(path)
-            elif ending not in NOTES and name[0] != ".":
-                others.append(path)
-        seen.add(real)
+        if os.path.realpath(where) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(where))
+        folders[:] = [name for name in sorted(folders) if name[0] not in ".@"]
+        for name in names:
+            kind = os.path.splitext(name)[1].lower()
+            if name[0] != "." and kind not in NOTES:  # ._x.mp4 is litter of archives made on a Mac
+                found = videos if kind in VIDEOS else pictures[where] if kind in PICTURES else others
+                found.append(os.path.join(where, name))
 
     # Thumbnails beside videos are no videos.
     if videos:
         others += sum(pictures.values(), [])
+        pictures.clear()
     if others:
         print(f"{folder}: {len(others)} other files left out, {others[0]} for one")
-    for where, paths in pictures.items() if not videos else ():
-        prefixes = {re.sub(r"\d+$", "", stem_of(path)) for path in paths}
+    for where, paths in pictures.items():
+        prefixes = {stem_of(path).rstrip("0123456789") for path in paths}
         deep = os.path.dirname(os.path.relpath(where, folder))  # CLASS, of CLASS/VIDEO
         videos += [where] if deep and len(paths) > 1 and len(prefixes) == 1 else paths
     return sorted(videos)
@@ -295,7 +295,7 @@ def folder_rows(folder):
     return rows
 
 
-# Where a data set's own lists are, below the root, and who reads them: see other_names.
+# Where a data set's own lists are, below the root, and who reads them: see NAMES.
 LISTS = (
     ("annotations/{split}.csv", list_rows),  # Kinetics, as the CVDF scripts leave it
     ("annotations/{split}.txt", list_rows),
@@ -308,17 +308,15 @@ LISTS = (
 )
 
 
-def other_names(split):
-    """What else a split is called: train, train, train; val, validation, test."""
-    return dict(split=split, long={"train": "train", "val": "validation"}[split],
-                test={"train": "train", "val": "test"}[split])
+# What else the splits are called.
+NAMES = {"train": dict(split="train", long="train", test="train"),
+         "val": dict(split="val", long="validation", test="test")}
 
 
 def split_folders(root, split):
     """The folder of a split, in a list; an empty one if there is none."""
-    names = (split, f"videos_{split}", f"{split}_256", f"videos/{split}",
-             *other_names(split).values())
-    folders = [os.path.join(root, name) for name in names]
+    names = (f"videos_{split}", f"{split}_256", f"videos/{split}", *NAMES[split].values())
+    folders = [os.path.join(root, name) for name in (split, *names)]
     return [folder for folder in folders if os.path.isdir(folder)][:1]
 
 
@@ -327,7 +325,7 @@ def find_split(data, root, split):
     # A list file brings the other split's list: my_train.txt has my_val.txt beside it.
     if os.path.isfile(data):
         folder, name = os.path.split(data)
-        for word in other_names(split).values():
+        for word in NAMES[split].values():
             listing = os.path.join(folder, name.replace("train", word))
             if os.path.isfile(listing):
                 return listing, list_rows(listing, root, split)
@@ -335,7 +333,7 @@ def find_split(data, root, split):
 
     # A list in the root, with the videos below it; or nothing but folders, one for each class.
     for name, rows_of in LISTS:
-        listing = os.path.join(root, name.format(**other_names(split)))
+        listing = os.path.join(root, name.format(**NAMES[split]))
         if os.path.isfile(listing):
             return listing, rows_of(listing, root, split)
     for folder in split_folders(root, split):
@@ -478,7 +476,7 @@ def open_data(cfg, splits, views="1x1"):
         listed = [row for row in rows if row[1] is not None]
         there = [row for row in listed if row[0] is not None]
         if not there:
-            raise FileNotFoundError(NO_DATA.format(data=cfg.data, root=root, **other_names(split)))
+            raise FileNotFoundError(NO_DATA.format(data=cfg.data, root=root, **NAMES[split]))
         print(f"{split}: {where} lists {len(listed)} videos, {len(there)} are there, "
               f"{len(listed) - len(there)} missing, {len(rows) - len(listed)} more have no label")
         sets[split] = VideoSet([clip for clip, _ in there], [index[label] for _, label in there],
@@ -495,18 +493,15 @@ OLD_AV = int(av.__version__.split(".")[0]) < 19
 TAGS = dict(metadata_errors="replace") if OLD_AV else {}
 
 
+@contextlib.contextmanager
 def open_video(path):
-    """A file as PyAV's container; 'file:', as cam:1.mp4 would be a protocol otherwise."""
-    return av.open("file:" + path, **TAGS)
-
-
-def stream_of(container, path):
-    """The video stream of a file, to be decoded by one thread: the workers are the parallelism."""
-    stream = container.streams.best("video")
-    if stream is None:
-        raise BadVideo(f"{path}: no video stream in it")
-    stream.thread_type = "NONE"
-    return stream
+    """-> container, stream: decoded by one thread, as the workers are the parallelism."""
+    with av.open("file:" + path, **TAGS) as container:  # cam:1.mp4 would be a protocol
+        stream = container.streams.best("video")
+        if stream is None:
+            raise BadVideo(f"{path}: no video stream in it")
+        stream.thread_type = "NONE"
+        yield container, stream
 
 
 def read_packets(path):
@@ -515,8 +510,7 @@ def read_packets(path):
     frame, is shown) in the order of the file; do these times tell which frames there are, and in
     which order they are shown; the time that seconds are counted from; seconds of a unit.
     """
-    with open_video(path) as container:
-        stream = stream_of(container, path)
+    with open_video(path) as (container, stream):
         packets = [(p.pts, p.is_keyframe, not p.is_discard)  # an edit list cuts frames away
                    for p in container.demux(stream) if p.size]
         times = [pts for pts, _, _ in packets]
@@ -539,8 +533,7 @@ def decode_wanted(path, packets, wanted):
     keys = [k for k, (_, is_key, _) in enumerate(packets) if is_key]
     targets = set(wanted)
     found = {}
-    with open_video(path) as container:
-        stream = stream_of(container, path)
+    with open_video(path) as (container, stream):
         codec = stream.codec_context
         coming = (p for p in container.demux(stream) if p.size)
         at = 0  # number of the next packet
@@ -576,8 +569,7 @@ def decode_wanted(path, packets, wanted):
 
 def decode_all(path):
     """Yields all frames that decode, in the order they are shown."""
-    with open_video(path) as container:
-        stream = stream_of(container, path)
+    with open_video(path) as (container, stream):
         packets = (p for p in container.demux(stream) if p.size)
         for packet in itertools.chain(packets, [None]):  # None drains the decoder
             try:

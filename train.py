@@ -381,7 +381,7 @@ CAUGHT = []  # numbers of the signals that came
 
 
 def catch(number, frame):
-    """The loop ends after this step; a second signal ends it at once."""
+    """Ctrl-C or SIGTERM: the loop ends after this step; a second one ends it at once."""
     CAUGHT.append(number)
     signal.signal(number, signal.SIG_DFL)
 
@@ -431,18 +431,6 @@ def set_up(model, dataset, cfg, resumed):
         optimizer.load_state_dict(resumed["optimizer"])
         scaler.load_state_dict(resumed["scaler"])
     return optimizer, scaler, state, steps, per_epoch
-
-
-@contextlib.contextmanager
-def catching_signals():
-    """Within, Ctrl-C and SIGTERM are noted in CAUGHT; whatever happens, the old handlers return."""
-    CAUGHT.clear()
-    before = {number: signal.signal(number, catch) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def finish_epoch(model, dataset, metrics, parts):
@@ -583,27 +571,24 @@ def reader_of(name, default, allowed):
             tuple: "numbers with commas, as in 1,2 or 3,"}
 
     def read(text):
-        # Words as they are.
-        if kind is str:
-            if allowed and text not in allowed:
-                raise argparse.ArgumentTypeError(f"{text}: must be one of {', '.join(allowed)}")
-            return text
-
-        # True, 0.1 and 2,2 as Python reads them.
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
+        # Words as they are; True, 0.1 and 2,2 as Python reads them.
+        value = text
+        if kind is not str:
+            with contextlib.suppress(ValueError, SyntaxError):
+                value = ast.literal_eval(text)
+        elif allowed and text not in allowed:
+            raise argparse.ArgumentTypeError(f"{text}: must be one of {', '.join(allowed)}")
         if kind is float and type(value) is int:
             value = float(value)
-        good = type(value) is kind or kind is int and type(value) is tuple and name in PER_STAGE
-        if not good or kind is tuple and allowed and len(value) != len(default):
+        several = type(value) is tuple and (name in PER_STAGE or kind is tuple and not allowed
+                                            or kind is tuple and len(value) == len(default))
+        if type(value) is not kind and not several or kind is tuple and not several:
             raise argparse.ArgumentTypeError(f"{text}: must be {rule[kind]}")
 
         # Numbers have a lowest and a highest value.
-        low, high = allowed or (1, 10**6)
-        for one in value if type(value) is tuple else (value,):
-            if kind is not bool and not (type(one) in (int, float) and low <= one <= high):
+        low, high = allowed if allowed and kind is not str else (1, 10**6)
+        for one in value if several else (value,):
+            if kind in (int, float, tuple) and not (type(one) in (int, float) and low <= one <= high):
                 raise argparse.ArgumentTypeError(f"{text}: must be from {low:g} to {high:g}")
         return value
     return read
@@ -833,8 +818,13 @@ def run(words):
     if cfg.eval:
         metrics = evaluate(model, val, cfg)
     else:
-        with catching_signals():
+        CAUGHT.clear()
+        before = [(number, signal.signal(number, catch)) for number in (signal.SIGINT, signal.SIGTERM)]
+        try:
             metrics, stopped = train(model, sets, cfg, checkpoint if cfg.resume else {})
+        finally:
+            for number, handler in before:
+                signal.signal(number, handler)
     if stopped:
         print(f"\nstopped by {signal.Signals(stopped).name}; saved {cfg.out}/last.pt, go on "
               "with --resume")
