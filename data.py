@@ -56,8 +56,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 NAMED = ("k400", "k600", "ssv2", "diving48", "activitynet")  # class names in assets/classes/
 
 # name: (default, what is allowed, meaning). Allowed are the words, or the lowest and the highest
-# number; None: anything of the default's type. Each is a flag, here and in train.py. The defaults
-# are those of the released Video-FocalNets on Kinetics.
+# number; None: anything of the default's type. train.py makes a flag of each. The defaults are
+# those of the released Video-FocalNets on Kinetics.
 SETTINGS = {
     "data": ("toy", None, f"toy, {', '.join(NAMED)}, a folder of class folders, or a list file"),
     "root": ("", None, "where the videos are (default data/NAME)"),
@@ -178,10 +178,16 @@ def videos_below(folder):
         seen.add(os.path.realpath(where))
         folders[:] = [name for name in sorted(folders) if name[0] not in ".@"]
         for name in names:
+            path = os.path.join(where, name)
             kind = os.path.splitext(name)[1].lower()
-            if name[0] != "." and kind not in NOTES:  # ._x.mp4 is litter of archives made on a Mac
-                found = videos if kind in VIDEOS else pictures[where] if kind in PICTURES else others
-                found.append(os.path.join(where, name))
+            if name[0] == "." or kind in NOTES:  # ._x.mp4 is litter of archives made on a Mac
+                continue
+            elif kind in VIDEOS:
+                videos.append(path)
+            elif kind in PICTURES:
+                pictures[where].append(path)
+            else:
+                others.append(path)
 
     # Thumbnails beside videos are no videos.
     if videos:
@@ -201,8 +207,8 @@ def by_stem(folder):
     return {stem_of(path): whole(path) for path in videos_below(folder)}
 
 
-# The finders, one for each layout: (listing, root, split) -> rows (clip, label). clip is None if the
-# video is not on the disk, label None if there is no row for the video; labels are names, or
+# The finders, one for each layout: (listing, root, split) -> rows (clip, label). clip is None if
+# the video is not on the disk, label None if there is no row for the video; labels are names, or
 # numbers (int) where a list has numbers.
 
 def kinetics_rows(listing, root, split):
@@ -231,8 +237,8 @@ def kinetics_rows(listing, root, split):
 
 def list_rows(listing, root, split):
     """
-    A list, 'path label' or 'path,label' a line, paths from `root` on, labels whole numbers. In a csv
-    a path may be quoted. ValueError with the line.
+    A list, 'path label' or 'path,label' a line, paths from `root` on, labels whole numbers. In a
+    csv a path may be quoted. ValueError with the line.
     """
     # A Kinetics table is a csv as well: it has a header, lists have none.
     text = read_text(listing)
@@ -246,8 +252,8 @@ def list_rows(listing, root, split):
         line = ",".join(fields).strip()
         match = re.fullmatch(r"(?s)(.*[^\s,])\s*[\s,]\s*(\d+)", line)
         if line and not match:
-            raise ValueError(f"{listing}, line {reader.line_num}: {line[:80]!r} is not 'path label' "
-                             "or 'path,label' with a number as label")
+            raise ValueError(f"{listing}, line {reader.line_num}: {line[:80]!r} is not "
+                             "'path label' or 'path,label' with a number as label")
         if line:
             path = os.path.join(root, match[1])  # an absolute path stays as it is
             rows.append((whole(path) if os.path.exists(path) else None, int(match[2])))
@@ -367,9 +373,9 @@ def split_rows(rows, seed):
         held += here if short and fits else collections.Counter()
     if len(held) < len(total):
         label = min(total.keys() - held.keys())
-        raise ValueError(f"--split group: the {total[label]} videos of {label!r} are one recording by "
-                         "their names (the part before the last _): add some, or make train/ and "
-                         "val/ yourself")
+        raise ValueError(f"--split group: the {total[label]} videos of {label!r} are one recording "
+                         "by their names (the part before the last _): add some, or make train/ "
+                         "and val/ yourself")
     return splits
 
 
@@ -388,9 +394,9 @@ def plain(label):
 def number_classes(labels, data, folder):
     """
     -> (classes, {label: index}) for a set of labels. Numbers of a list are indices, with names from
-    the data set or, if it has none, from classes.txt in `folder`, a name a line. Names have official
-    indices if all of them are official, else the alphabetical order counts, and a line says so if
-    some are. ValueError for a number that is too large.
+    the data set or, if it has none, from classes.txt in `folder`, a name a line. Names have
+    official indices if all of them are official, else the alphabetical order counts, and a line
+    says so if some are. ValueError for a number that is too large.
     """
     # Names, whatever their spelling.
     classes = class_names(data) if data in NAMED else None
@@ -460,14 +466,14 @@ def open_data(cfg, splits, views="1x1"):
         found = {split: (root, made[split]) for split in made}
     elif os.path.isfile(cfg.data) and "train" in splits and found["train"][0] == found["val"][0]:
         raise ValueError(f"--data {cfg.data}: this list would be trained on and validated with; "
-                         "two lists are needed, my_train.txt and, beside it, my_val.txt, or --split "
-                         "group")
+                         "two lists are needed, my_train.txt and, beside it, my_val.txt, or "
+                         "--split group")
     labels = {label for _, rows in found.values() for _, label in rows if label is not None}
     beside = os.path.dirname(cfg.data) if os.path.isfile(cfg.data) else root
     classes, index = number_classes(labels, cfg.data, beside)
     if len(labels) == 1 and "train" in splits:
-        raise ValueError(f"--data {cfg.data}: one class only, {labels.pop()!r}: nothing to tell apart; "
-                         "a folder, or a number in a list, for each class is needed")
+        raise ValueError(f"--data {cfg.data}: one class only, {labels.pop()!r}: nothing to tell "
+                         "apart; a folder, or a number in a list, for each class is needed")
 
     # Say what was found. Missing videos are no mistake, most copies of Kinetics lack some; none at
     # all is one.
@@ -710,8 +716,8 @@ def read_clip(clip, choose, short_side=None):
 def segments(n, T, interval, clips=1, rng=None):
     """
     A frame of each of T equal segments: a random one to train, 300 frames, T 8, interval 4:
-    segments of 37; the middle to validate, 18 55 92 129 167 204 241 278. To test, clip v takes frame
-    floor(i a + (v + .5) a / clips) of segment i, a = n / T, so that clips interleave; 4 clips:
+    segments of 37; the middle to validate, 18 55 92 129 167 204 241 278. To test, clip v takes
+    frame floor(i a + (v + .5) a / clips) of segment i, a = n / T, so clips interleave; 4 clips:
 
         clip 0      4   42   79  117  154  192  229  267
         clip 1     14   51   89  126  164  201  239  276
@@ -786,7 +792,7 @@ def centre_box(height, width, span, rng):
 
 
 def random_box(height, width, area, rng, aspects=(3/4, 4/3)):
-    """Random resized crop: a share `area` (low, high) of the frame, of a width / height `aspects`."""
+    """Random resized crop: a share `area` (low, high) of the frame, width / height `aspects`."""
     # Draw an area and an aspect; ten tries to fit them into the frame.
     for _ in range(10):
         pixels = rng.uniform(*area) * height * width

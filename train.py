@@ -89,8 +89,8 @@ SETTINGS = {
     "eval": (False, None, "evaluate --init on the validation videos"),
     "predict": ("", None, "print the most probable classes of this video"),
 }
-NOT_SAVED = ("root", "init", "temporal_init", "resume", "out", "workers", "device", "compile", "eval",
-             "predict")
+NOT_SAVED = ("root", "init", "temporal_init", "resume", "out", "workers", "device", "compile",
+             "eval", "predict")
 
 # Numbers of the models' arguments that may be other than 1 and more.
 RANGES = {"drop_path": (0, 0.99), "dropout": (0, 0.99), "temporal_shift": (0, 10**4),
@@ -140,7 +140,7 @@ LVT_KINETICS = LVT | dict(
     smoothing=0.3,
 )
 
-# Ours, by trial. From nothing the transformer does not learn with sgd; the papers start from images.
+# Ours, by trial. From nothing the transformer does not learn with sgd; papers start from images.
 FOCAL_TOY = TOY | dict(
     epochs=7.0,
     warmup=0.1,
@@ -424,12 +424,16 @@ def set_up(model, dataset, cfg, resumed):
     if resumed:
         for key in ("classes", "sizes", "clips"):
             if resumed[key] != state[key]:
-                raise ValueError(f"--resume goes on with the same clips in steps of the same size, but "
-                                 f"{key} were {str(resumed[key])[:60]}, are {str(state[key])[:60]} "
-                                 "(sizes: training clips; batch_size x accumulate x processes)")
+                raise ValueError("--resume goes on with the same clips in steps of the same size, "
+                                 f"but {key} were {str(resumed[key])[:60]}, are "
+                                 f"{str(state[key])[:60]} (sizes: training clips; batch_size x "
+                                 "accumulate x processes)")
         state |= {key: resumed[key] for key in state}
         optimizer.load_state_dict(resumed["optimizer"])
         scaler.load_state_dict(resumed["scaler"])
+    print(f"{steps} steps of {clips_per_step} clips ({cfg.batch_size} x {cfg.accumulate} x "
+          f"{cfg.world} processes), {steps / per_epoch:.3g} epochs, peak lr {cfg.peak:.3g}\n"
+          f"recipe: {cfg.recipe}" + "".join(f", {k} {v}" for k, v in cfg.given.items()))
     return optimizer, scaler, state, steps, per_epoch
 
 
@@ -453,20 +457,13 @@ def finish_epoch(model, dataset, metrics, parts):
 
 def train(model, sets, cfg, resumed):
     """
-    Trains to the end, or until somebody asks to stop. sets: 'train' and 'val', VideoSets; resumed: a
-    checkpoint to go on with, or {}. Returns the metrics of the last epoch, and the number of the
+    Trains to the end, or until somebody asks to stop. sets: 'train' and 'val', VideoSets; resumed:
+    a checkpoint to go on with, or {}. Returns the metrics of the last epoch, and the number of the
     signal that stopped it, 0 if none did.
     """
     optimizer, scaler, state, steps, per_epoch = set_up(model, sets["train"], cfg, resumed)
     parts = model, optimizer, scaler, state, cfg  # what `save` wants
     lock = open_folder(cfg)  # held as long as this variable lives
-    print(f"{cfg.model}: {sum(p.numel() for p in model.parameters()):,} parameters | "
-          f"{len(sets['train'])} clips to train on, {len(sets['val'])} to validate, "
-          f"{len(state['classes'])} classes | {cfg.num_frames} frames of {cfg.image_size} x "
-          f"{cfg.image_size} | {cfg.device}, {cfg.precision}\n"
-          f"{steps} steps of {state['sizes'][1]} clips ({cfg.batch_size} x {cfg.accumulate} x "
-          f"{cfg.world} processes), {steps / per_epoch:.3g} epochs, peak lr {cfg.peak:.3g}\n"
-          f"recipe: {cfg.recipe}" + "".join(f", {k} {v}" for k, v in cfg.given.items()))
 
     # Training runs in a wrapper that shares gradients between processes; validation does not need
     # it, as each process has videos of its own.
@@ -551,8 +548,9 @@ def train(model, sets, cfg, resumed):
         if state["streak"] == 20:
             save("last.pt", *parts)  # these steps changed nothing: the weights from before
             names = [sets["train"].name(i) for i in batch["index"].tolist()[:4]]
-            raise ValueError(f"20 infinite gradients in a row, up to step {step + 1} at lr {lr:.1e}, "
-                             f"with {', '.join(names)}, ..: lower --lr, or look at these clips")
+            raise ValueError(f"20 infinite gradients in a row, up to step {step + 1} at lr "
+                             f"{lr:.1e}, with {', '.join(names)}, ..: lower --lr, or look at these "
+                             "clips")
 
         # Show progress.
         bar.set_postfix_str(f"loss {loss:.3f}, lr {lr:.1e}, {speed}", refresh=False)
@@ -569,33 +567,37 @@ def reader_of(name, default, allowed):
     kind = type(default)
     rule = {int: "a whole number", float: "a number", bool: "True or False",
             tuple: "numbers with commas, as in 1,2 or 3,"}
+    kinds = {int: (int,), float: (int, float), bool: (bool,), tuple: (int, float)}
 
     def read(text):
         # Words as they are; True, 0.1 and 2,2 as Python reads them.
-        value = text
-        if kind is not str:
-            with contextlib.suppress(ValueError, SyntaxError):
-                value = ast.literal_eval(text)
-        elif allowed and text not in allowed:
-            raise argparse.ArgumentTypeError(f"{text}: must be one of {', '.join(allowed)}")
-        if kind is float and type(value) is int:
-            value = float(value)
-        several = type(value) is tuple and (name in PER_STAGE or kind is tuple and not allowed
-                                            or kind is tuple and len(value) == len(default))
-        if type(value) is not kind and not several or kind is tuple and not several:
+        if kind is str:
+            if allowed and text not in allowed:
+                raise argparse.ArgumentTypeError(f"{text}: must be one of {', '.join(allowed)}")
+            return text
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+
+        # Several numbers where the default has several, or where each stage may have its own.
+        several = type(value) is tuple
+        parts = value if several else (value,)
+        good = several == (kind is tuple) or several and name in PER_STAGE
+        good = good and all(type(one) in kinds[kind] for one in parts)
+        if not good or kind is tuple and allowed and len(parts) != len(default):
             raise argparse.ArgumentTypeError(f"{text}: must be {rule[kind]}")
 
         # Numbers have a lowest and a highest value.
-        low, high = allowed if allowed and kind is not str else (1, 10**6)
-        for one in value if several else (value,):
-            if kind in (int, float, tuple) and not (type(one) in (int, float) and low <= one <= high):
-                raise argparse.ArgumentTypeError(f"{text}: must be from {low:g} to {high:g}")
-        return value
+        low, high = allowed or (0 if kind is bool else 1, 10**6)
+        if not all(low <= one <= high for one in parts):
+            raise argparse.ArgumentTypeError(f"{text}: must be from {low:g} to {high:g}")
+        return float(value) if kind is float else value
     return read
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse for a table like SETTINGS. What is not given has no value; mistakes are ValueErrors."""
+    """argparse for a table like SETTINGS; what is not given is not there, mistakes are raised."""
 
     def __init__(self, table, add_help=True):
         super().__init__(description=__doc__, usage=argparse.SUPPRESS, allow_abbrev=False,
@@ -669,7 +671,8 @@ def parse_args(words):
     given = vars(given)
     if rest:
         raise ValueError(f"{' '.join(rest)}: no such setting of {model} with --mixer "
-                         f"{base.get('mixer')}; write --name value; --help --model {model} lists all")
+                         f"{base.get('mixer')}; write --name value; --help --model {model} lists "
+                         "all")
     if early.get("resume"):
         changed = [f"{name} was {saved[name]}, is {value}" for name, value in given.items()
                    if name in saved and value != saved[name]
@@ -699,9 +702,9 @@ def check(cfg):
     parse_views(cfg.views)
     low, high = cfg.crop_range
     if low > high or cfg.crop == "area" and high > 1 or cfg.crop == "short_side" and low < 1:
-        raise ValueError(f"--crop_range {low:.4g},{high:.4g}: the lower number first; with --crop area "
-                         "a share of the frame, up to 1; with --crop short_side the short side in "
-                         "units of the crop, from 1 on")
+        raise ValueError(f"--crop_range {low:.4g},{high:.4g}: the lower number first; with --crop "
+                         "area a share of the frame, up to 1; with --crop short_side the short "
+                         "side in units of the crop, from 1 on")
     if cfg.input == "diff" and cfg.num_frames == 1:
         raise ValueError("--input diff: one frame has no difference; use --input rgb")
     if os.path.exists(cfg.out) and not os.path.isdir(cfg.out):
@@ -754,7 +757,7 @@ def classes_of(checkpoint, cfg):
 
 
 def open_sets(checkpoint, cfg):
-    """The data sets that this run needs, numbered as the classes of a checkpoint to evaluate are."""
+    """The data sets that this run needs; to evaluate, numbered as a checkpoint's classes are."""
     if not cfg.eval:
         sets = open_data(cfg, ["train", "val"])
         # Mirrored, left would be right. The data sets' own recipes know that.
@@ -771,8 +774,8 @@ def open_sets(checkpoint, cfg):
     names = checkpoint.get("classes", val.classes)
     unknown = sorted(set(val.classes) - set(names))
     if unknown:
-        raise ValueError(f"{cfg.init} was not trained on the classes of {cfg.data}: it does not know "
-                         f"{unknown[0]!r}")
+        raise ValueError(f"{cfg.init} was not trained on the classes of {cfg.data}: it does not "
+                         f"know {unknown[0]!r}")
     val.labels = [names.index(val.classes[label]) for label in val.labels]
     val.classes = names
     return sets
@@ -818,13 +821,17 @@ def run(words):
     if cfg.eval:
         metrics = evaluate(model, val, cfg)
     else:
+        print(f"{cfg.model}: {sum(p.numel() for p in model.parameters()):,} parameters | "
+              f"{len(sets['train'])} clips to train on, {len(val)} to validate, "
+              f"{len(val.classes)} classes | {cfg.num_frames} frames of {cfg.image_size} x "
+              f"{cfg.image_size} | {cfg.device}, {cfg.precision}")
         CAUGHT.clear()
-        before = [(number, signal.signal(number, catch)) for number in (signal.SIGINT, signal.SIGTERM)]
+        before = {n: signal.signal(n, catch) for n in (signal.SIGINT, signal.SIGTERM)}
         try:
             metrics, stopped = train(model, sets, cfg, checkpoint if cfg.resume else {})
         finally:
-            for number, handler in before:
-                signal.signal(number, handler)
+            for n, handler in before.items():
+                signal.signal(n, handler)
     if stopped:
         print(f"\nstopped by {signal.Signals(stopped).name}; saved {cfg.out}/last.pt, go on "
               "with --resume")
@@ -864,8 +871,8 @@ def main(words=None):
         elif isinstance(error, RuntimeError) and "DataLoader worker" not in message:
             raise
         if "DataLoader worker" in message or "shared memory" in message or "torch_" in message:
-            message += (": out of memory, or /dev/shm is too small? try fewer --workers, or 0. What "
-                        "was saved is still there: --resume")
+            message += (": out of memory, or /dev/shm is too small? try fewer --workers, or 0. "
+                        "What was saved is still there: --resume")
         sys.exit(f"error: {message}")
 
 
