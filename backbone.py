@@ -119,7 +119,8 @@ class Branch(nn.Module):
             # The mean stays y, so that evaluation needs no factor.
             B, T = y.shape[:2]
             draw = torch.rand(B, T if self.per_frame else 1, 1, 1, 1, device=y.device)
-            y = y * (draw >= self.drop_path) / (1 - self.drop_path)
+            kept = draw >= self.drop_path
+            y = y * kept / (1 - self.drop_path)
         return x + y
 
 
@@ -567,6 +568,38 @@ def fitted(name, value, want):
     return None
 
 
+def fit(where, state, own, fresh):
+    """
+    Puts the tensors of `state` into `own`, a network's state dict -> names of a head that stays as
+    it is, since its classes differ. ValueError with all that is missing (but `fresh`), unexpected,
+    of another shape or not finite.
+    """
+    swapped = []
+    problems = [f"missing: {name}" for name in own if name not in state and name not in fresh]
+    for name, value in state.items():
+        if not torch.is_tensor(value) or name not in own:
+            problems.append(f"unexpected: {name}")
+            continue
+        tensor = fitted(name, value, own[name].shape)
+        if tensor is None and name.startswith("head.") and value.shape[1:] == own[name].shape[1:]:
+            swapped.append(name)
+        elif tensor is None:
+            problems.append(f"shape: {name} is {tuple(value.shape)} there "
+                            f"and {tuple(own[name].shape)} here")
+        elif not tensor.isfinite().all():
+            problems.append(f"not finite: {name} holds nan or inf")
+        else:
+            own[name] = tensor
+
+    # All at once, so that one look tells what kind of mistake it is.
+    if problems:
+        more = f"\n  and {len(problems) - 6} more" if len(problems) > 6 else ""
+        raise ValueError(f"{where} does not fit this network ({len(problems)} problems):\n  "
+                         + "\n  ".join(problems[:6]) + more + "\n  is it the right --model, and "
+                         "are its arguments those it was trained with?")
+    return swapped
+
+
 def load_weights(model, path_or_state_dict, temporal_init="fresh", where="weights"):
     """
     Fill `model` from a checkpoint file or a state dict: ours, a released Video-FocalNet, the
@@ -597,29 +630,8 @@ def load_weights(model, path_or_state_dict, temporal_init="fresh", where="weight
         raise ValueError(f"temporal_init='identity': {where} is no image network, or this one has "
                          "no weights for time: leave it at 'fresh'")
 
-    # Tensor by tensor: loaded, a head of other classes, or a problem.
     fresh = temporal if inflate else []
-    swapped = []
-    problems = [f"missing: {name}" for name in own if name not in state and name not in fresh]
-    for name, value in state.items():
-        if not torch.is_tensor(value) or name not in own:
-            problems.append(f"unexpected: {name}")
-            continue
-        tensor = fitted(name, value, own[name].shape)
-        if tensor is None and re.match(r"head\.", name) and value.shape[1:] == own[name].shape[1:]:
-            swapped.append(name)
-        elif tensor is None:
-            problems.append(f"shape: {name} is {tuple(value.shape)} there "
-                            f"and {tuple(own[name].shape)} here")
-        elif not tensor.isfinite().all():
-            problems.append(f"not finite: {name} holds nan or inf")
-        else:
-            own[name] = tensor
-    if problems:
-        more = f"\n  and {len(problems) - 6} more" if len(problems) > 6 else ""
-        raise ValueError(f"{where} does not fit this network ({len(problems)} problems):\n  "
-                         + "\n  ".join(problems[:6]) + more + "\n  is it the right --model, and "
-                         "are its arguments those it was trained with?")
+    swapped = fit(where, state, own, fresh)
     model.load_state_dict(own)
     if temporal_init == "identity":
         time_to_identity(model)

@@ -687,6 +687,8 @@ def read_clip(clip, choose, short_side=None):
     if os.path.isdir(path):
         names = [name for name in os.listdir(path) if name.lower().endswith(PICTURES)]
         names.sort(key=lambda name: [int(n) for n in re.findall(r"\d+", name)[-1:]])
+        if not names:
+            raise BadVideo(f"{path}: a folder without pictures")
         return read_pictures([os.path.join(path, names[i]) for i in choose(len(names))], short_side)
     if os.path.exists(path) and not os.path.isfile(path):  # a named pipe would wait for ever
         raise BadVideo(f"{path}: not a regular file")

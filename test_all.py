@@ -1068,6 +1068,9 @@ def test_pictures_are_videos_of_one_frame_and_folders_of_them_videos(tmp_path):
     for i, frame in enumerate(frames):
         Image.fromarray(frame).save(tmp_path / "v" / f"img_{i + 1}.png")  # 1 10 11 12 2 ..
     assert levels_of(read(tmp_path / "v", lambda n: [0, 5, n - 1])).tolist() == [20, 45, 75]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(D.BadVideo, match="empty: a folder without pictures"):
+        read(tmp_path / "empty")
 
 
 def test_videos_that_cannot_be_used_say_why(tmp_path):
@@ -1345,19 +1348,16 @@ def test_augmentation_is_drawn_as_often_as_the_settings_say(monkeypatch):
     clips = torch.randint(0, 256, (1, 4, 32, 32, 3), dtype=torch.uint8).repeat(200, 1, 1, 1, 1)
     off = dict(crop="none", jitter=0.0, flip=0.0, grey=0.0, sampling="dense", interval=1)
 
-    def samples(n=200, **changes):
+    def samples(n, **changes):
         data = D.VideoSet(clips, [0] * 200, ["x"], settings(**off | changes))
         return [data[0, i] for i in range(n)]
     assert {(s["grey"], s["flip"]) for s in samples(20, grey=1.0)} == {(True, False)}
     assert {(s["grey"], s["flip"]) for s in samples(20, flip=1.0)} == {(False, True)}
-    still = torch.tensor([1., 1., 1., 0.])
-    jittered = [not torch.equal(s["colour"], still.expand(4, 4)) for s in samples(jitter=0.3)]
+    jittered = [bool((s["colour"][:, 0] != 1).any()) for s in samples(200, jitter=0.3)]
     assert 0.2 < np.mean(jittered) < 0.4
     for per_frame, rows in ((True, 4), (False, 1)):
         sample = samples(1, jitter=1.0, jitter_per_frame=per_frame)[0]
         assert len(sample["colour"].unique(dim=0)) == rows
-    pairs = zip(samples(10), samples(10, auto_augment=True))
-    assert any(not torch.equal(a["clip"], b["clip"]) for a, b in pairs)
 
     # As released: one crop is cut from a frame with short side 256 for 224, three from 224.
     asked = []
@@ -1868,49 +1868,34 @@ def muddle(videos, tmp_path_factory):
 
 
 @pytest.mark.parametrize("words, message", (
-    ("--data k600",
-     "no train videos of k600 in data/k600.*CLASS.*annotations/train.csv.*--root DIR"),
-    ("--data three/train", "no train videos of three/train.*--split group"),
+    ("--data k600", "no train videos of k600 in data/k600.*annotations/train.csv.*--root DIR"),
     ("--data one", "--data one: one class only, 'aim': nothing to tell apart"),
     ("--data nowhere", "--data nowhere: neither a folder, nor a list file, nor one of toy"),
     ("--data list.txt", "list.txt, line 2: 'b.mp4 zero' is not 'path label'"),
     ("--data alone.txt", "trained on and validated with"),
-    ("--data alone.txt --root nowhere", "--root nowhere: no such folder"),
     ("--model resnet", "no model 'resnet' here; there are focal_t, focal_s.*zoo"),
     ("--mixer window", "there is no 'window' here.*zoo"),
     ("--eval", "--eval and --predict need weights: --init FILE"),
-    ("--eval --init nowhere.pt", "nowhere.pt: no such checkpoint"),
     ("--init notes.pt", "notes.pt cannot be read as a checkpoint"),
     ("--resume --out fresh", "fresh/last.pt: no such checkpoint"),
-    ("--banana 1", "--banana 1: no such setting of focal_toy .*--help --model focal_toy lists all"),
+    ("--banana 1", "--banana 1: no such setting of focal_toy .*--help --model focal_toy lists"),
     ("--kernel relu", "--kernel relu: no such setting of focal_toy with --mixer focal"),
-    ("lr 0.1", "lr 0.1: no such setting.*write --name value"),
     ("--optimizer lamb", "--optimizer lamb: must be one of sgd, adamw"),
-    ("--lr abc", "--lr abc: must be a number"),
     ("--lr nan", "--lr nan: must be a number"),
-    ("--lr 1e999", "--lr 1e999: must be from"),
     ("--batch_size 1.5", "--batch_size 1.5: must be a whole number"),
-    ("--batch_size 0", "--batch_size 0: must be from 1 to 1"),
     ("--temporal no", "--temporal no: must be True or False"),
     ("--betas 0.9", "--betas 0.9: must be numbers with commas"),
-    ("--crop_range 1,0.5", "--crop_range 1,0.5: the lower number first"),
     ("--dim 64,64", "--dim 64,64: must be a whole number"),
-    ("--dim 0", "--dim 0: must be from 1"),
-    ("--depths 3", "--depths 3: must be numbers with commas"),
     ("--drop_path 2", "--drop_path 2: must be from 0 to 0.99"),
-    ("--levels 1,2,3", "levels=.*one number, or one for each of 2 stages"),
+    ("--crop_range 1,0.5", "--crop_range 1,0.5: the lower number first"),
     ("--views 4x2", "views '4x2': write CLIPSxCROPS"),
     ("--device gpu", "--device gpu: Expected one of cpu"),
     ("--out notes.pt", "--out notes.pt: is a file"),
-    ("--input diff --num_frames 1", "--input diff: one frame has no difference"),
     ("--accumulate 1000", "2048 training clips do not fill one step of 32000"),
-    ("--resume out/last.pt --init out/last.pt", "leave --init, --eval, --predict"),
     ("--resume out/last.pt --lr 0.5 --seed 1", "lr was 0.0, is 0.5.*leave these flags out"),
     ("--resume out/last.pt --batch_size 2 --workers 0", "sizes were .12, 4., are .12, 2."),
     ("--eval --init out/last.pt --data three --workers 0",
-     "was not trained on the classes of three: it does not know 'third'"),
-    ("--data three --model focal_toy --image_size 32 --init out/last.pt --dim 64",
-     r"shape: patch_embed.proj.weight is \(32, 3, 8, 8\) there and \(64")))
+     "was not trained on the classes of three: it does not know 'third'")))
 def test_mistakes_say_the_value_the_rule_and_the_way_out(words, message, muddle, monkeypatch):
     monkeypatch.chdir(muddle)
     with pytest.raises((ValueError, OSError)) as mistake:
@@ -1918,19 +1903,19 @@ def test_mistakes_say_the_value_the_rule_and_the_way_out(words, message, muddle,
     assert re.search(message, str(mistake.value), re.DOTALL), mistake.value
 
 
-def test_a_mistake_of_the_command_line_is_one_line_and_exit_1_and_help_lists_everything(tmp_path):
-    done = subprocess.run(TRAIN + ["--data", "nowhere"], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
-    done = subprocess.run(TRAIN + ["--help", "--model", "lvt_toy"], capture_output=True, text=True)
-    for name in train.SETTINGS.keys() | B.arguments("lvt_toy").keys() - {"num_classes"}:
-        assert f"--{name} " in done.stdout
-    assert "[adamw]" in done.stdout
+def test_a_mistake_is_one_line_and_exit_1_and_help_lists_everything(monkeypatch, capsys):
+    for words, status, said in (("--data nowhere", "error: --data nowhere: neither", ""),
+                                ("--help --model lvt_toy", 0, "[adamw]")):
+        monkeypatch.setattr(sys, "argv", ["train.py", *words.split()])
+        with pytest.raises(SystemExit) as ended:
+            train.main()
+        assert str(ended.value.code).startswith(str(status)) and said in capsys.readouterr().out
+    told = train.Parser(train.SETTINGS).format_help()
+    assert all(f"--{name} " in told for name in train.SETTINGS)
 
-    # A worker's error keeps its reason; a long folder for temporary files is no deadlock.
-    (tmp_path / "x.mp4").write_bytes(b"")
-    for split, k in (("train", 0), ("train", 1), ("val", 0)):
-        touch(tmp_path, f"v/{split}/{k}/{k}.mp4")
+
+def test_a_worker_s_error_keeps_its_reason_and_a_long_tmpdir_is_no_deadlock(tmp_path):
+    touch(tmp_path, "v/train/a/0.mp4", "v/train/b/1.mp4", "v/val/a/2.mp4")
     words = ["--data", str(tmp_path / "v"), "--workers", "1", "--batch_size", "2", "--steps", "1",
              "--out", str(tmp_path / "out"), "--device", "cpu"]
     long = str(tmp_path / ("x" * 120))
@@ -1946,16 +1931,15 @@ def test_names_that_the_terminal_cannot_show_do_not_end_a_run(videos, tmp_path):
     for split in ("train", "val"):
         for name, source in (("\u8dd1", "aim"), ("plain", "brush hair")):
             shutil.copytree(videos / split / source, tmp_path / "v" / split / name)
-    odd = os.path.join(os.fsencode(tmp_path), b"v/val/plain/caf\xe9.mp4")
-    shutil.copy(videos / "val" / "aim" / "0.mp4", odd)
+    shutil.copy(videos / "val" / "aim" / "0.mp4",
+                os.path.join(os.fsencode(tmp_path), b"v/val/plain/caf\xe9.mp4"))
+    (tmp_path / "v" / "val" / "\u8dd1" / "bad.mp4").write_bytes(b"")
     words = ["--data", str(tmp_path / "v"), "--workers", "0", "--batch_size", "4", "--steps", "1",
              "--image_size", "32", "--num_frames", "4", "--device", "cpu"]
     done = subprocess.run(TRAIN + words + ["--out=" + str(tmp_path / "out")], capture_output=True,
                           text=True, env=os.environ | dict(PYTHONIOENCODING="cp1252"))
-    assert done.returncode == 0 and "6 videos, 1x1 views" in done.stdout, done.stderr
-    done = subprocess.run(TRAIN + ["--predict", odd, "--init", str(tmp_path / "out" / "last.pt")],
-                          capture_output=True, env=os.environ | dict(PYTHONIOENCODING="ascii"))
-    assert done.returncode == 0 and rb"\u8dd1" in done.stdout, done.stderr
+    assert done.returncode == 0 and "7 videos, 1x1 views" in done.stdout, done.stderr
+    assert r"\u8dd1" in done.stderr
 
 
 # --------------------------------------------------- slow: pytest -m slow

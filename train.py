@@ -108,6 +108,7 @@ LVT = dict(
     weight_decay=1e-4,  # of everything, norms and biases too
     clip_grad=0.0,
     sampling="tsn",
+    interval=1,
     crop="short_side",
     crop_range=(256/224, 320/224),
     views="2x3",
@@ -146,7 +147,7 @@ FOCAL_TOY = TOY | dict(
     warmup=0.1,
     batch_size=32,
     base_lr=0.1,  # at 0.2 some seeds never leave chance
-    lr_batch=0,
+    lr_batch=32,
     warmup_lr=0.0,
     min_lr=0.0,
     clip_grad=1.0,
@@ -605,10 +606,10 @@ class Parser(argparse.ArgumentParser):
                          formatter_class=argparse.RawDescriptionHelpFormatter)
         for name, (default, allowed, meaning) in table.items():
             words = f" ({', '.join(allowed)})" if allowed and isinstance(default, str) else ""
-            optional = {}
+            optional = dict(metavar="")
             if isinstance(default, bool) or name == "resume":
-                optional = dict(nargs="?", const="last" if name == "resume" else True)
-            self.add_argument(f"--{name}", type=reader_of(name, default, allowed), metavar="",
+                optional = dict(metavar="..", nargs="?", const="last" if name == "resume" else True)
+            self.add_argument(f"--{name}", type=reader_of(name, default, allowed),
                               help=f"{meaning}{words} [{default}]".replace("%", "%%"), **optional)
 
     def error(self, message):
