@@ -641,7 +641,7 @@ def test_forks_are_one_line_in_a_table(monkeypatch):
     ("focal_toy", dict(tubelet=2, conv_embed=True, patch=4), "conv_embed=True with patch=4"),
     ("focal_toy", dict(tubelet=2, num_frames=7), "7 frames: this network takes multiples of 2"),
     ("focal_toy", dict(image_size=50), "50 x 50 pixels: .*multiples of 16.*nearest is 48 x 48"),
-    ("resnet", dict(), "no model 'resnet' here; there are focal_t, focal_s")))
+    ("nonsense", dict(), "no model 'nonsense' here; there are focal_t")))
 def test_networks_that_cannot_be_raise_with_the_value_and_the_rule(name, options, message):
     with pytest.raises(ValueError, match=message):
         create_model(name, **options)
@@ -1829,6 +1829,8 @@ def test_an_image_network_becomes_a_video_network(videos, tmp_path, capsys):
     scores = []
     for name, frames in (("image", 1), ("video", 4)):
         saved = read_checkpoint(tmp_path / name / "last.pt")
+        start = saved["settings"]["weight_init"]  # from image weights as released
+        assert start == ("scratch" if name == "image" else "released")
         model = create_model("focal_toy", num_classes=2, temporal=name == "video").eval()
         model.load_state_dict(saved["model"])
         scores.append(model(x.expand(-1, -1, frames, -1, -1)))
@@ -1873,8 +1875,8 @@ def muddle(videos, tmp_path_factory):
     ("--data nowhere", "--data nowhere: neither a folder, nor a list file, nor one of toy"),
     ("--data list.txt", "list.txt, line 2: 'b.mp4 zero' is not 'path label'"),
     ("--data alone.txt", "trained on and validated with"),
-    ("--model resnet", "no model 'resnet' here; there are focal_t, focal_s.*zoo"),
-    ("--mixer window", "there is no 'window' here.*zoo"),
+    ("--model nonsense", "no model 'nonsense' here; there are focal_t, focal_s.*zoo"),
+    ("--mixer sideways", "there is no 'sideways' here.*zoo"),
     ("--eval", "--eval and --predict need weights: --init FILE"),
     ("--init notes.pt", "notes.pt cannot be read as a checkpoint"),
     ("--resume --out fresh", "fresh/last.pt: no such checkpoint"),
