@@ -250,6 +250,12 @@ def evaluate(model, dataset, cfg):
     of a process; the transformer sums logits, where one view that is very sure outvotes the
     others.)
     """
+    # What a network counts along, BatchNorm's means, each process counts for itself: the first
+    # one's are kept.
+    if cfg.world > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, 0)
+
     # A row of scores for each video.
     model.eval()
     clips, crops = dataset.views
@@ -337,7 +343,7 @@ def save(name, model, optimizer, scaler, state, cfg):
     path = os.path.join(cfg.out, name)
     if cfg.rank > 0:
         return
-    if not all(parameter.isfinite().all() for parameter in model.parameters()):
+    if not all(tensor.isfinite().all() for tensor in model.state_dict().values()):
         print(f"step {state['step']}: the weights are not finite, {path} was not written")
         return
 
@@ -713,7 +719,7 @@ def check(cfg):
 
     # On the meta device a network costs nothing, and says what it cannot be, or cannot take.
     with torch.device("meta"):
-        network(cfg)(torch.empty(1, 3, cfg.num_frames, cfg.image_size, cfg.image_size))
+        network(cfg).eval()(torch.empty(1, 3, cfg.num_frames, cfg.image_size, cfg.image_size))
 
 
 def where_to_run(cfg):
@@ -747,9 +753,10 @@ def classes_of(checkpoint, cfg):
     if "classes" in checkpoint:
         return checkpoint["classes"]
     classes = class_names(cfg.data) if cfg.data in NAMED else []
-    # The last layer is called head.weight, or mlp_head.4.weight in the transformer.
-    heads = [len(value) for key, value in weights_of(checkpoint).items()
-             if key.endswith(("head.weight", "head.4.weight"))]
+    # The network knows what its last layer, head or head.4, is called there.
+    with torch.device("meta"):
+        state = network(cfg, len(classes)).our_names(weights_of(checkpoint))
+    heads = [len(state[name]) for name in ("head.weight", "head.4.weight") if name in state]
     if heads != [len(classes)]:
         raise ValueError(f"{cfg.init} has {sum(heads)} classes and no names for them, --data "
                          f"{cfg.data} has {len(classes)}: name the data set it was trained on, one "
