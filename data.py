@@ -514,7 +514,8 @@ def read_packets(path):
     """
     Reads a file once, without decoding and without keeping it -> packets, a list of (time, is a key
     frame, is shown) in the order of the file; do these times tell which frames there are, and in
-    which order they are shown; the time that seconds are counted from; seconds of a unit.
+    which order they are shown; the time that seconds are counted from; seconds of a unit; units
+    from frame to frame.
     """
     with open_video(path) as (container, stream):
         packets = [(p.pts, p.is_keyframe, not p.is_discard)  # an edit list cuts frames away
@@ -527,7 +528,8 @@ def read_packets(path):
         trusted = trusted and None not in times and len(set(times)) == len(times) > 0
         if trusted and stream.codec_context.has_b_frames:
             trusted = times != sorted(times)
-        return packets, trusted, stream.start_time or 0, float(stream.time_base)
+        unit = float(stream.time_base)
+        return packets, trusted, stream.start_time or 0, unit, 1 / (stream.average_rate or 30) / unit
 
 
 def decode_wanted(path, packets, wanted):
@@ -587,13 +589,13 @@ def decode_all(path):
 def wanted_frames(clip, choose):
     """The decoded frames of choose(number of frames); see read_clip, which tells the rules."""
     path, start, end = clip
-    packets, trusted, zero, unit = read_packets(path)
+    packets, trusted, zero, unit, step = read_packets(path)
     low = zero + start / unit
     high = zero + end / unit
 
     def part_of(times):
         """The places of those from `low` to `high`; segments of no length are labelled, too."""
-        part = [k for k, pts in enumerate(times) if pts is None or low <= pts < high]
+        part = [k for k, pts in enumerate(times) if low <= pts < high]
         return part or [min(range(len(times)), key=lambda k: abs(times[k] - low))]
     if trusted:
         times = sorted(pts for pts, _, is_shown in packets if is_shown)
@@ -612,7 +614,7 @@ def wanted_frames(clip, choose):
     if lost > 0:
         warnings.warn(f"{path}: {lost} of {len(times)} frames do not decode, "
                       "the others are taken for the video")
-    part = part_of(good)
+    part = part_of(good if trusted else [zero + k * step for k in range(len(good))])
     order = [part[i] for i in choose(len(part))]
     kept = {k: frame for k, frame in enumerate(decode_all(path)) if k in order}
     return [kept[k] for k in order]
