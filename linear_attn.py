@@ -59,7 +59,7 @@ def linear(fq, fk, v, eps=1e-6):
     # Tokens are averaged before any query comes: this is all that a query ever sees. Means, above
     # and below the line, are the same mathematics as sums, and fit into fp16 for any N.
     N = fk.shape[-2]
-    kv = fk.transpose(-2, -1) @ (v / N)  # (.., features, d)
+    kv = (fk / N).transpose(-2, -1) @ v  # (.., features, d)
     k_mean = fk.mean(-2, keepdim=True)  # (.., 1, features)
 
     # The normaliser, in float32 at least: without eps a query without features would give 0/0, and
