@@ -529,7 +529,8 @@ def read_packets(path):
         if trusted and stream.codec_context.has_b_frames:
             trusted = times != sorted(times)
         unit = float(stream.time_base)
-        return packets, trusted, stream.start_time or 0, unit, 1 / (stream.average_rate or 30) / unit
+        step = 1 / (stream.average_rate or 30) / unit
+        return packets, trusted, stream.start_time or 0, unit, step
 
 
 def decode_wanted(path, packets, wanted):
