@@ -640,8 +640,8 @@ def load_weights(model, path_or_state_dict, temporal_init="fresh", where="weight
     loaded = [name for name in own if name not in fresh and name not in swapped]
     report = f"{where}: {len(loaded)} of {len(own)} tensors loaded"
     if inflate:
-        start = "fresh" if temporal_init == "fresh" else "start as the identity"
-        report += f"; inflated from an image network, {len(temporal)} temporal tensors {start}"
+        start = "start fresh" if temporal_init == "fresh" else "start as the identity"
+        report += f"; inflated: {len(temporal)} that it lacks {start}"
     if swapped:
         report += (f"; head swapped: {len(state[swapped[0]])} classes there, "
                    f"{len(own[swapped[0]])} here, it starts fresh")
@@ -655,7 +655,7 @@ def time_to_identity(model):
     of an attention along time is 0, so that it adds nothing. ValueError where m_t is not a factor.
     """
     for module in model.modules():
-        if isinstance(module, SpatioTemporalFocalModulation):
+        if isinstance(module, SpatioTemporalFocalModulation) and module.temporal:
             if module.fusion != "multiply":
                 raise ValueError("temporal_init='identity' makes a factor one; "
                                  f"with fusion={module.fusion!r} there is none")

@@ -1826,7 +1826,7 @@ def test_an_image_network_becomes_a_video_network(videos, tmp_path, capsys):
     command(*words, videos, "--num_frames", 4, "--init", tmp_path / "image" / "last.pt",
             "--temporal_init", "identity", "--lr", 1e-9, "--steps", 1, "--out", tmp_path / "video")
     said = capsys.readouterr().out
-    assert "inflated from an image network, 18 temporal tensors start as the identity" in said
+    assert "inflated: 18 that it lacks start as the identity" in said
     x = torch.randn(2, 3, 1, 32, 32)
     scores = []
     for name, frames in (("image", 1), ("video", 4)):
