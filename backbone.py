@@ -531,17 +531,19 @@ def read_checkpoint(path):
     return checkpoint
 
 
-def weights_of(checkpoint):
+def weights_of(checkpoint, model):
     """
     The weights of a checkpoint, which stand alone, or beside an optimizer's state, say; without the
-    prefixes that DistributedDataParallel and torch.compile leave.
+    prefixes that DistributedDataParallel and torch.compile leave, by the names of `model`: its
+    our_names(state), if it has one, knows other programs' names.
     """
     for name in ("model", "model_state", "state_dict", "model_state_dict", "state_dict_ema"):
         if isinstance(checkpoint.get(name), dict):
             checkpoint = checkpoint[name]
             break
-    return {re.sub(r"^((module|_orig_mod)\.)+", "", str(name)): value
-            for name, value in checkpoint.items()}
+    state = {re.sub(r"^((module|_orig_mod)\.)+", "", str(name)): value
+             for name, value in checkpoint.items()}
+    return model.our_names(state) if hasattr(model, "our_names") else state
 
 
 def rename(state, renames):
@@ -619,7 +621,7 @@ def load_weights(model, path_or_state_dict, temporal_init="fresh", where="weight
     else:
         where = path_or_state_dict
         checkpoint = read_checkpoint(where)
-    state = model.our_names(weights_of(checkpoint))
+    state = weights_of(checkpoint, model)
     own = model.state_dict()
 
     # An image network lacks all that is for time; a video network lacks nothing.

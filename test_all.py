@@ -596,8 +596,8 @@ def test_space_then_time_is_time_then_space_with_the_mixers_swapped():
     assert (one(x) - two(x)).abs().max() > 1e-3
 
 
-def test_forks_are_one_line_in_a_table(monkeypatch):
-    """A linear kernel, a kernel with weights of its own, a mixer, a network."""
+def test_forks_are_one_line_in_a_table(videos, tmp_path, monkeypatch):
+    """A linear kernel, a kernel with weights of its own, a mixer; a network trains, evaluates."""
     class Few(torch.nn.Module):
         def __init__(self, d, N):
             super().__init__()
@@ -610,7 +610,13 @@ def test_forks_are_one_line_in_a_table(monkeypatch):
     class Net(torch.nn.Module):
         def __init__(self, num_classes=3, num_frames=2, image_size=16, width=7):
             super().__init__()
+            self.num_frames = num_frames
+            self.image_size = image_size
+            self.stem = torch.nn.Linear(3, width)
             self.head = torch.nn.Linear(width, num_classes)
+
+        def forward(self, clip):
+            return self.head(self.stem(clip.mean((2, 3, 4))))
 
     monkeypatch.setitem(A.KERNELS, "few", (lambda x: x, Few))
     monkeypatch.setitem(A.KERNELS, "square", (lambda x: F.relu(x)**2, A.linear))
@@ -623,6 +629,9 @@ def test_forks_are_one_line_in_a_table(monkeypatch):
     assert isinstance(mine.layers[1]["blocks"][1].mine.f, torch.nn.Linear)
     assert create_model("net").head.in_features == 5
     assert create_model("net", width=6).head.in_features == 6
+    words = small(videos, tmp_path, "--model", "net", "--width", 6, "--batch_size", 4, *PLAIN)
+    top1 = command(*words, "--steps", 2)["top1"]
+    assert command(*words, "--eval", "--init", tmp_path / "last.pt")["top1"] == top1
 
 
 @pytest.mark.parametrize("name, options, message", (

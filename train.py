@@ -755,7 +755,7 @@ def classes_of(checkpoint, cfg):
     classes = class_names(cfg.data) if cfg.data in NAMED else []
     # The network knows what its last layer, head or head.4, is called there.
     with torch.device("meta"):
-        state = network(cfg, len(classes)).our_names(weights_of(checkpoint))
+        state = weights_of(checkpoint, network(cfg, len(classes)))
     heads = [len(state[name]) for name in ("head.weight", "head.4.weight") if name in state]
     if heads != [len(classes)]:
         raise ValueError(f"{cfg.init} has {sum(heads)} classes and no names for them, --data "
