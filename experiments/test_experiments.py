@@ -134,13 +134,12 @@ def test_a_row_of_cost_times_forward_backward_and_step(monkeypatch, capsys):
     assert cost.best_time(lambda _: now.__setitem__(0, now[0] + next(steps)), "cpu",
                           lambda: now.__setitem__(0, now[0] + 50)) == 3.0
     monkeypatch.undo()
-    table = cost.show(["focal_toy train=True batch=2", "lvt_toy precision=bfloat16"], "cpu")
-    one, other = table.values()
+    one, = cost.show(["focal_toy train=True batch=2"], "cpu").values()
     assert 0 < one["backward"] < one["step"] and 0 < one["forward"] < one["step"]
-    assert 100 < one["MiB"] <= one["step MiB"] and list(other) == ["forward", "MiB", "share"]
+    assert 100 < one["MiB"] <= one["step MiB"]
     macs = 2 * backbone.count_macs(backbone.create_model("focal_toy"))
     assert one["step share"] / one["share"] == pytest.approx(3 * one["forward"] / one["step"])
-    row = capsys.readouterr().out.splitlines()[-2]
+    row = capsys.readouterr().out.splitlines()[-1]
     assert row.startswith("| focal_toy train=True batch=2 | 8 x 64 | 226,842 | 0.1 G |")
     assert round(macs / 1e9, 1) == 0.1
 
