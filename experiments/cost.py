@@ -9,7 +9,7 @@ But multiply-adds are not seconds, and neither of them is memory.
     python -m experiments.cost "lvt kernel=softmax fixation=none num_frames="{8,16}" batch=8 \
         precision=bfloat16 compile=True train=True"  any rows, on a GPU if there is one
     timeout 290 python -m experiments.cost --gpu     all that is wanted of a GPU, to paste here
-    python -m experiments.cost zoo                   all networks, those of zoo/ as well
+    python -m experiments.cost zoo                   all networks; experiments/survey.py has the table
 
 forward: evaluation, without gradients. backward: of a training step. step: forward, backward, SGD.
 Best times, in seconds. MiB: on a CPU the peak of a process of its own, Python and torch included;

@@ -18,7 +18,8 @@ import backbone
 import data as D
 import train
 from backbone import create_model
-from experiments import ablations, cost, look, order, probe, small_data, timeline
+from experiments import (ablations, cost, look, order, probe, small_data, survey,
+                         timeline)
 from focal import along_time
 
 close = torch.testing.assert_close
@@ -148,8 +149,8 @@ def test_cost_needs_no_videos_and_knows_what_zoo_adds():
     script = ("import sys; from experiments import cost; before = set(sys.modules); "
               "assert not {'av', 'data', 'train'} & before; cost.import_zoo(); "
               "print(*sorted(name for name in sys.modules if name.startswith('zoo.')))")
-    done = subprocess.run([sys.executable, "-c", script], cwd=D.HERE, capture_output=True, text=True,
-                          check=True)
+    done = subprocess.run([sys.executable, "-c", script], cwd=D.HERE, capture_output=True,
+                          text=True, check=True)
     files = {os.path.basename(path)[:-3] for path in glob.glob(os.path.join(D.HERE, "zoo", "*.py"))}
     assert {f"zoo.{name}" for name in files if "test" not in name} == set(done.stdout.split())
 
@@ -393,3 +394,18 @@ def test_the_order_of_frames_is_what_is_changed(tmp_path, capsys):
     blind, flags = checkpoint(tmp_path / "b.pt", D.TOY_CLASSES, temporal=False)
     top1 = order.main([*flags, "--temporal", "False"])
     assert top1["as it is"] == top1["reversed"] == top1["shuffled"]
+
+
+def test_the_networks_of_the_survey_have_the_parameters_that_its_page_says(tmp_path, monkeypatch):
+    survey.import_zoo()
+    rows = re.findall(r"\n    (\w+) +(?:\d{4}  .*?)?([\d,]{6,}) ", survey.__doc__)
+    assert len(rows) == 23 + 14
+    for name, said in rows:
+        with torch.device("meta"):
+            model = create_model(name)
+        assert f"{sum(p.numel() for p in model.parameters()):,}" == said, name
+    monkeypatch.setattr(D, "toy_split", lambda split, *args: D.toy_clips(16, *args)[:2])
+    words = ["--steps", "1", "--batch_size", "8", "--out", str(tmp_path)]
+    top1 = survey.main(["--models", "r3d_toy", "--seeds", "3", *words])
+    again = train.main(["--model", "r3d_toy", "--seed", "3", *words])["top1"]
+    assert top1 == {"r3d_toy": [again]}

@@ -198,7 +198,7 @@ def test_kernels_of_other_papers_compute_what_their_authors_classes_compute(kern
 
 
 def test_what_the_header_of_kernels_teaches():
-    """Multiply-adds at d = 64; rank at most the number of features; the length; negative weights."""
+    """Multiply-adds at d = 64; rank at most the number of features; length; negative weights."""
     table = dict(  # kernel: (products / N d, rank for d = 8)
         efficient=(128, 8), linformer=(1024, 40), performer=(256, 8), orthoformer=(319, 40),
         cosformer=(256, 16), focused=(128, 8), agent=(64, 16), taylor=(578, 40),

@@ -19,25 +19,25 @@ of them, or ("global") every second one along each axis. A scheme is a list of s
     local+global       T H/2 W/2, then T/2 H/2 W/2   121,566,352      206.9 G     75.9   56.3
     time+width+height  T, then W, then H ("axial")   157,020,304      249.4 G     73.5   56.2
 
-For 8 frames of 224 x 224; accuracies are Table 1's. A further step costs 5 C^2 a token (qkv, proj,
-fc): divided attention is the cheaper one only where clips are long or large.
+8 frames of 224 x 224; accuracies are Table 1's. A further step costs 5 C^2 a token (qkv, proj, fc):
+divided attention is cheaper than joint only where clips are long or large.
 
-What a survey of the field says wrongly: "space first, then time" (time comes first, the reverse is
-worse); "divided costs O(T N + T N)" (N = H W: T N queries with T + N keys each: O(T N (T + N)));
-"local space, global time" (both steps see both); "axial: H, W, T, sequential" (T, W, H, and a step
-is as parallel as any other); "time starts at random" (as a copy of space, silent while fc is zero).
+A survey of the field says wrongly: space comes first (that is worse); divided has T N + T N
+products (T N (T + N), N = H W); local is space, global time (both are both); axial is H, W, T (T,
+W, H); time starts at random (as a copy of space, and fc is 0).
 
 What trips a re-implementation:
   - the class token has place 0 and no time; only the last step sees it, as one more token of each
-    group, and its answers are averaged: over the T frames of divided attention;
+    group (in divided attention a frame), and its answers are averaged;
   - with "space" each frame has its own, averaged BEFORE the last norm; there is no time table;
   - drop path acts on groups, and before fc; eps is 1e-6; tables of another size: NEAREST entry;
   - Hugging Face's processor subtracts ImageNet's mean: the weights want .45 and .225, as below.
 
-Source: Bertasius et al. 2021, arXiv:2102.05095; github.com/facebookresearch/TimeSformer (weights
-CC BY-NC 4.0). The last two schemes were never released: the class token there is our reading. They
-test frames from 0 on, this core the middle; their rate drops twice, here it is a cosine. --init
-takes their .pyth, Hugging Face's facebook/timesformer-*, or an image ViT in timm's layout.
+Source: Bertasius et al. 2021, arXiv:2102.05095; github.com/facebookresearch/TimeSformer (weights CC
+BY-NC 4.0): .pyth files, Hugging Face's facebook/timesformer-*; or start from an image ViT in timm's
+layout. The last two schemes were never released: their class token is our reading. Tests there
+take frames from 0 on, here the middle; the rate drops twice there, here it is a cosine.
+On the toy, from nothing, both times, places and fc, start at zero: it stays at 18 to 32 %.
 Try it: python -m zoo.timesformer --model timesformer_toy    from the repository's root
 """
 import torch
@@ -49,7 +49,7 @@ from backbone import MODELS, drop_path_rates, rename
 
 
 def window(step, T, H, W):
-    """The (t, h, w) tokens that a step takes together; ValueError for what cannot be."""
+    """(t, h, w): a step groups t x h x w of the T x H x W tokens; ValueError if it cannot."""
     windows = {"time": (T, 1, 1), "space": (1, H, W), "joint": (T, H, W), "width": (1, 1, W),
                "height": (1, H, 1), "local": (T, H//2, W//2), "global": (2, 2, 2)}
     if step not in windows:
@@ -63,9 +63,8 @@ def cut(x, step):
     """(B, T, H, W, C) -> (B, G, n, C): G groups of n tokens that meet."""
     t, h, w = window(step, *x.shape[1:4])
     x = x.unflatten(3, (-1, w)).unflatten(2, (-1, h)).unflatten(1, (-1, t))
-    x = x.permute(0, 1, 3, 5, 2, 4, 6, 7)  # (B, T/t, H/h, W/w, t, h, w, C)
-    x = x.flatten(4, 6).flatten(1, 3)
-    return x.transpose(1, 2) if step == "global" else x  # at one place of all its 2 x 2 x 2
+    x = x.permute(0, 1, 3, 5, 2, 4, 6, 7).flatten(4, 6).flatten(1, 3)  # (B, windows, t h w, C)
+    return x.transpose(1, 2) if step == "global" else x  # the first tokens of all windows, ..
 
 
 def paste(x, step, T, H, W):
@@ -73,8 +72,7 @@ def paste(x, step, T, H, W):
     t, h, w = window(step, T, H, W)
     x = x.transpose(1, 2) if step == "global" else x
     x = x.unflatten(2, (t, h, w)).unflatten(1, (T//t, H//h, W//w))
-    x = x.permute(0, 1, 4, 2, 5, 3, 6, 7)  # (B, T/t, t, H/h, h, W/w, w, C)
-    return x.flatten(5, 6).flatten(3, 4).flatten(1, 2)
+    return x.permute(0, 1, 4, 2, 5, 3, 6, 7).flatten(5, 6).flatten(3, 4).flatten(1, 2)
 
 
 class Attention(nn.Module):
@@ -101,10 +99,10 @@ class Block(nn.Module):
         self.drop_path = drop_path
         self.steps = nn.ModuleDict()
         for step in steps:
-            self.steps[step] = nn.ModuleDict({"norm": nn.LayerNorm(dim, 1e-6),
-                                              "attn": Attention(dim, heads)})
+            f = nn.ModuleDict({"norm": nn.LayerNorm(dim, 1e-6), "attn": Attention(dim, heads)})
             if step != steps[-1]:
-                self.steps[step]["fc"] = nn.Linear(dim, dim)
+                f["fc"] = nn.Linear(dim, dim)
+            self.steps[step] = f
         self.norm2 = nn.LayerNorm(dim, 1e-6)
         self.mlp = nn.Sequential(nn.Linear(dim, 4*dim), nn.GELU(), nn.Linear(4*dim, dim))
 
@@ -113,40 +111,35 @@ class Block(nn.Module):
         return y * F.dropout(torch.ones_like(y[..., :1, :1]), self.drop_path, self.training)
 
     def forward(self, cls, x):
-        size = x.shape[1:4]
         for step, f in self.steps.items():
             groups = cut(x, step)  # (B, G, n, C)
             if "fc" in f:
                 y = self.drop(f["attn"](f["norm"](groups)))
-                x = x + paste(f["fc"](y), step, *size)
+                x = x + paste(f["fc"](y), step, *x.shape[1:4])
             else:
-                # The class token is in every group, and takes the mean of what it hears.
-                copies = cls[:, None].expand(-1, groups.shape[1], -1, -1)
-                groups = torch.cat([copies, groups], dim=2)  # (B, G, 1 + n, C)
+                # The class token is in every group, and takes the mean of its answers.
+                groups = torch.cat([cls[:, None].expand(-1, groups.shape[1], -1, -1), groups], 2)
                 y = self.drop(f["attn"](f["norm"](groups)))
                 cls = cls + y[:, :, 0].mean(1, keepdim=True)
-                x = x + paste(y[:, :, 1:], step, *size)
+                x = x + paste(y[:, :, 1:], step, *x.shape[1:4])
 
-        # The MLP takes all tokens as one group.
+        # For the MLP all tokens are one group.
         tokens = torch.cat([cls, x.flatten(1, 3)], dim=1)[:, None]  # (B, 1, 1 + T H W, C)
         tokens = tokens + self.drop(self.mlp(self.norm2(tokens)))
         return tokens[:, 0, :1], tokens[:, 0, 1:].view_as(x)
 
 
-# --------------------------------------------------- the network
-
 def nearest(table, *size):
     """(1, entries, C) -> (1, *size, C), the nearest entries: of a line (T), or a square (H, W)."""
     side = round(table.shape[1]**(1/len(size)))
     if side**len(size) != table.shape[1]:
-        raise ValueError(f"a table of {table.shape[1]} places is no square: another network's?")
+        raise ValueError(f"pos_embed does not fit this network: {table.shape[1]} is no square")
     table = table.unflatten(1, (side,) * len(size)).movedim(-1, 1)
     return F.interpolate(table, size, mode="nearest").movedim(1, -1)
 
 
 class TimeSformer(nn.Module):
-    """scheme: steps joined by +. num_classes=0: no head. Tables are for num_frames and image_size,
-    clips of another size take the nearest entries. drop_path: the last block's, rising from 0."""
+    """scheme: steps joined by +. num_classes=0: no head. drop_path: the last block's, from 0 on."""
 
     image_lacks = r"\.fc\.|^time_embed$"  # our_names gives it all else
 
@@ -158,15 +151,17 @@ class TimeSformer(nn.Module):
         self.num_frames = num_frames
         self.image_size = image_size
         self.grid = image_size // patch
-        self.scheme = scheme
         self.steps = scheme.split("+")
+        for step in self.steps:
+            window(step, num_frames, self.grid, self.grid)  # raises for what cannot be
+            if self.steps.count(step) > 1:
+                raise ValueError(f"{scheme=}: each step once")
 
-        # Pixels -> tokens; which place, which time.
         self.patch_embed = nn.Conv2d(3, dim, patch, stride=patch)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.empty(1, 1 + self.grid**2, dim))
-        times = torch.empty(1, num_frames, dim)
-        self.time_embed = None if scheme == "space" else nn.Parameter(times)
+        times = nn.Parameter(torch.empty(1, num_frames, dim))
+        self.time_embed = None if scheme == "space" else times
         self.blocks = nn.ModuleList(Block(dim, heads, self.steps, rate)
                                     for rate in drop_path_rates(drop_path, depth))
         self.norm = nn.LayerNorm(dim, 1e-6)
@@ -203,14 +198,15 @@ class TimeSformer(nn.Module):
         # An image ViT has one attention: all steps start with it.
         for step in first:
             if not any(f".steps.{step}." in name for name in state):
-                state |= {name.replace(f".steps.{last}.", f".steps.{step}."): value
-                          for name, value in state.items()}
-        # As in forward. (The released loader takes the places for a line: another picture.)
-        if "cls_token" in state and "pos_embed" in state:
-            places = nearest(state["pos_embed"][:, 1:], self.grid, self.grid).flatten(1, 2)
-            state["pos_embed"] = torch.cat([state["pos_embed"][:, :1], places], dim=1)
-        if "time_embed" in state:
-            state["time_embed"] = nearest(state["time_embed"], self.num_frames)
+                state |= {name.replace(f".steps.{last}.", f".steps.{step}."): weight
+                          for name, weight in state.items()}
+        # Tables, as in forward. (The released loader takes the places for a line: not the same.)
+        places, times = state.get("pos_embed"), state.get("time_embed")
+        if "cls_token" in state and torch.is_tensor(places) and places.ndim == 3:
+            square = nearest(places[:, 1:], self.grid, self.grid).flatten(1, 2)
+            state["pos_embed"] = torch.cat([places[:, :1], square], dim=1)
+        if torch.is_tensor(times) and times.ndim == 3:
+            state["time_embed"] = nearest(times, self.num_frames)
         return state
 
     def forward(self, clip):
@@ -219,22 +215,19 @@ class TimeSformer(nn.Module):
         x = self.patch_embed(clip.transpose(1, 2).flatten(0, 1))  # (B*T, C, H, W), of tokens now
         x = x.unflatten(0, (B, T)).movedim(2, -1)  # (B, T, H, W, C)
         x = x + nearest(self.pos_embed[:, 1:], *x.shape[2:4])[:, None]
-        cls = self.cls_token + self.pos_embed[:, :1]
 
         # Without time each frame is a clip of its own.
-        if self.scheme == "space":
+        if self.time_embed is None:
             x = x.flatten(0, 1)[:, None]  # (B*T, 1, H, W, C)
         else:
             x = x + nearest(self.time_embed, T)[:, :, None, None]
-        cls = cls.expand(len(x), -1, -1)  # one per clip
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)  # one per clip
         for block in self.blocks:
             cls, x = block(cls, x)
-        if self.scheme == "space":
+        if self.time_embed is None:
             cls = cls.unflatten(0, (B, T)).mean(1)
         return self.head(self.norm(cls)[:, 0])
 
-
-# --------------------------------------------------- presets and recipes
 
 MODELS |= {  # K400 top-1 of the released files, 1x3 views | ours
     "timesformer": dict(trunk=TimeSformer),  # 77.9 | not run
@@ -249,12 +242,11 @@ K400 = dict(epochs=15.0, warmup=0.0, batch_size=8, base_lr=0.005, lr_batch=0, mi
             weight_decay=1e-4, clip_grad=0.0, sampling="dense", views="1x3", crop="short_side",
             crop_range=(256/224, 320/224), jitter=0.0, grey=0.0, mean=(0.45, 0.45, 0.45),
             std=(0.225, 0.225, 0.225), mixup=0.0, cutmix=0.0, smoothing=0.0)
-
-# A family is a name up to its first _: these three differ in their intervals.
 SSV2 = K400 | dict(sampling="tsn", flip=0.0)  # classes say left and right
-for family, interval in (("timesformer", 32), ("timesformer-hr", 16), ("timesformer-l", 4)):
-    train.RECIPES[family] = {"toy": train.LVT_TOY, "own": train.OWN, "ssv2": SSV2,
-                             "k400": K400 | dict(interval=interval)}
+HR = dict(interval=16, crop_range=(448/448, 512/448))
+for name, own in (("", dict(interval=32)), ("-hr", HR), ("-l", dict(interval=4))):
+    train.RECIPES["timesformer" + name] = {"toy": train.LVT_TOY, "own": train.OWN,
+                                           "k400": K400 | own, "ssv2": SSV2 | own}
 
 if __name__ == "__main__":
     train.main()

@@ -121,7 +121,7 @@ class Encoder(nn.Module):
 
 
 class ViViT(nn.Module):
-    """number: the paper's Model, 1 to 4. tubelet, patch: frames and side of a token. depth_t: blocks
+    """number: the paper's Model, 1 to 4. tubelet, patch: frames, side of a token. depth_t: blocks
     of Model 2's temporal encoder. num_classes=0: no head. Places bind num_frames, image_size."""
 
     image_lacks = r"^temporal\.|_t\."  # Model 2's second encoder, Model 3's attention along time
