@@ -20,7 +20,7 @@ can identify the pair but not its direction.
 Source: the pipelines released with arXiv:2307.06947 (Video-FocalNets) and arXiv:2210.08164 (Linear
 Video Transformer); where ours differs, the line says so.
 Try it: python data.py --show sheet.png                         what the network gets, drawn
-        python data.py --data k400 --root DIR --show sheet.png  the same from files; what is missing
+        python data.py --data k400 --root DIR --show sheet.png  files, as Kinetics' recipe has them
 """
 import argparse
 import collections

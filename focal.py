@@ -11,15 +11,15 @@ multiplies the token's query, channel by channel.
 A video is gathered from twice, in parallel: across each image, and along time at each pixel.
 
     z_0 = context, a linear map of x     z_l = gelu(conv_l(z_{l-1})),  z_{L+1} = gelu(mean(z_L))
-    m_s = h(sum_l g_l * z_l)             over (H, W), conv_l depthwise, k_l x k_l,  l = 1..L
+    m_s = h(sum_l g_l * z_l)             l = 1..L+1; over (H, W), conv_l depthwise, k_l x k_l
     m_t = h_temporal(sum_l g'_l * z'_l)  over T, conv_l dense, k_l x 1, k_l = window + 2(l-1) = 3, 5
     y   = proj(q * m_s * m_t)            q = f(x): a linear map; * is elementwise
 
     x, y, q, z, z', m_s, m_t  (B, T, H, W, C)     g, g'  (B, T, H, W, L+1), one per token and level
 
                  +-- q ------------------------------------------------+
-    x -- norm ---+-- z_0 -> 3x3 -> 5x5 -> mean,  times gates,  h = m_s -*- proj --> y
-                 +-- z'_0 -> 3 frames -> 5 frames -> mean,  h' = m_t --+
+    x -----------+-- z_0 -> 3x3 -> 5x5 -> mean, times gates -> h -> m_s -*- proj --> y
+                 +-- z'_0 -> 3, 5 frames -> mean, times gates -> h_temporal -> m_t -+
 
 Cost in multiply-adds a token for L = 2: 14 C^2 + 40 C (of which 8 C^2 are the dense convolutions
 along time), whatever the number of tokens N = T H W; attention pays 4 C^2 + 2 C N.
@@ -31,7 +31,7 @@ Where the released code differs from the text, we follow the code, because its w
   - the gates are raw linear outputs: nothing keeps them in 0..1 or makes them sum to one;
   - the query comes from the spatial projection f alone.
 Where ours differs from the code: tensors stay channels-last (B, T, H, W, C) throughout, so a 1x1
-convolution is a Linear and nothing is copied to be permuted. And nothing is kept on the module: the
+convolution is a Linear and little is copied to be permuted. And nothing is kept on the module: the
 released layer stores its modulators and gates on itself, 220 MiB from one step to the next in the
 tiny network. To look at them, hang a forward hook on h, h_temporal (modulators) or f (gates).
 
@@ -47,7 +47,7 @@ import torch.nn.functional as F
 def across_space(conv, z):
     """(B, T, H, W, C) -> (B, T, H', W', C'): a 2-d conv sees the image of each frame alone."""
     B, T, H, W, C = z.shape
-    # Frames become batch items. The permuted view is torch's channels_last: nothing is copied.
+    # Frames become batch items. The permuted view is torch's channels_last: level 1 copies.
     z = z.reshape(B*T, H, W, C).permute(0, 3, 1, 2)
     z = conv(z).permute(0, 2, 3, 1)
     return z.unflatten(0, (B, T))
@@ -96,7 +96,7 @@ class SpatioTemporalFocalModulation(nn.Module):
                  fusion="multiply", normalize_modulator=False, postln_in_modulation=False,
                  global_level=True):
         super().__init__()
-        # These would train, and compute something else than was asked for.
+        # Refused here, with the rule, not in a later error about shapes, or in silence.
         if window % 2 == 0:
             raise ValueError(f"window={window}: a kernel must be odd to keep the number of tokens")
         if not (temporal or spatial):
@@ -172,7 +172,7 @@ class SpatioTemporalFocalModulation(nn.Module):
     def forward(self, x):
         """x: (B, T, H, W, C) -> same."""
         C = self.dim
-        G = self.num_gates  # L + 1: one per level, one for the global level
+        G = self.num_gates  # L, and one more for the global level if there is one
 
         # Space: the query and the modulator m_s, gathered across each image, or, with
         # design='joint3d', from the whole clip.

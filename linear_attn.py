@@ -14,7 +14,7 @@ Then three lines of algebra do without the N x N matrix (Eq. 2 and 3):
 
 What the bracket costs: the N x N weights have a rank of at most d, and how sharp they are no longer
 depends on the length of the query. With f = relu a query twice as long has the same weights, as it
-stands above and below; with the released f, which adds a constant, nearly the same.
+stands above and below. The released f adds a constant: a short query has nearly uniform weights.
 
 Such weights are smooth: they spread over all tokens where a softmax would pick a few. Two remedies:
     feature fixation           g = sigmoid(P [f(q), f(k), v]), then f(q) <- g f(q), f(k) <- g f(k):
@@ -28,7 +28,7 @@ Such weights are smooth: they spread over all tokens where a softmax would pick 
                                        +--> g = sigmoid(P [f(q), f(k), v])
 
 Source: "Linear Video Transformer with Feature Fixation", arXiv:2210.08164, and its released code.
-Where the code differs from the text we follow the code, and an option has the text's version:
+Where the code differs from the text we follow the code; the first has an option for the text:
   - features are relu(x) + 1/sqrt(d), not the relu of Eq. 3. Without the gate every a_ij is then at
     least 1 before it is normalised: no 0/0, and weights that are smoother still.
     kernel='relu_paper' is Eq. 3;
@@ -36,8 +36,8 @@ Where the code differs from the text we follow the code, and an option has the t
   - the gate sees v as it is, where Eq. 5 draws a breve over it; v itself is never gated;
   - the shifts are crossed: attention across space gets the temporal shift, and the reverse (the
     text applies both, one after the other): each attention is given what it cannot reach by itself;
-  - at the border, the four straight neighbours that do not exist count as zero, but the diagonal
-    ones as the token itself (the code copies, then overwrites). Kept: it is what the weights know.
+  - at the border, the first four neighbours of the list that do not exist (the straight ones, if
+    the size is 1) count as zero, all others as the token itself. Kept: the weights know it.
 Ours: the shared gate is computed once, not twice; `linear` takes means where the code takes sums.
 
 Try it: python linear_attn.py    walks one clip through the layer and prints every shape, 2 s
