@@ -17,9 +17,9 @@ A video is gathered from twice, in parallel: across each image, and along time a
 
     x, y, q, z, z', m_s, m_t  (B, T, H, W, C)     g, g'  (B, T, H, W, L+1), one per token and level
 
-                 +-- q ------------------------------------------------+
-    x -----------+-- z_0 -> 3x3 -> 5x5 -> mean, times gates -> h -> m_s -*- proj --> y
-                 +-- z'_0 -> 3, 5 frames -> mean, times gates -> h_temporal -> m_t -+
+                 +-- q ---------------------------------------------------------+
+    x -----------+-- z_0 -> 3x3 -> 5x5 -> mean, times gates -> h -> m_s --------*- proj --> y
+                 +-- z'_0 -> 3, 5 frames -> mean, times gates -> h_temporal -> m_t +
 
 Cost in multiply-adds a token for L = 2: 14 C^2 + 40 C (of which 8 C^2 are the dense convolutions
 along time), whatever the number of tokens N = T H W; attention pays 4 C^2 + 2 C N.
